@@ -1,0 +1,1 @@
+//! Multipath TCP networks in network namespaces, from scenario files.

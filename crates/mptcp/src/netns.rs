@@ -1,0 +1,131 @@
+//! Network namespaces: finding them, and doing things inside one from an async program.
+//!
+//! A thread belongs to one network namespace, and an async runtime moves tasks between threads. So nothing
+//! here changes the namespace of a thread that somebody else may use: [`Netns::run`] makes a thread of its
+//! own for each call, and [`Netns::enter_on_exec`] changes the child, not the caller. A socket stays in the namespace
+//! where it was made, so that it suffices to make it inside and to use it anywhere.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::{Error, Result, sys};
+
+/// Where `ip netns` keeps its namespaces.
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// A network namespace, held open: it lives at least as long as this handle.
+#[derive(Clone)]
+pub struct Netns {
+    file: Arc<File>,
+    name: String,
+}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self> {
+        Self::open("/proc/thread-self/ns/net".into(), "current".into())
+    }
+
+    /// The namespace that `ip netns` knows under `name`.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::open(Path::new(NETNS_DIR).join(name), name.into())
+    }
+
+    /// The namespace bound to `path`.
+    pub fn from_path(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let name = path.display().to_string();
+        Self::open(path, name)
+    }
+
+    /// The namespace of the process `pid`.
+    pub fn of_pid(pid: u32) -> Result<Self> {
+        Self::open(format!("/proc/{pid}/ns/net").into(), format!("pid {pid}"))
+    }
+
+    /// A new namespace without a name; it ends with its last handle, socket and process.
+    /// Needs CAP_SYS_ADMIN.
+    pub fn anonymous() -> Result<Self> {
+        on_new_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|e| denied("create a network namespace", e))?;
+            Self::open("/proc/thread-self/ns/net".into(), "anonymous".into())
+        })
+    }
+
+    fn open(path: PathBuf, name: String) -> Result<Self> {
+        let file = File::open(&path)
+            .map_err(|e| Error::io(format!("open network namespace {} ({})", name, path.display()), e))?;
+        Ok(Netns { file: Arc::new(file), name })
+    }
+
+    /// The name it was opened by, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `f` on a thread of its own that has entered the namespace, and waits for it. Entering needs
+    /// CAP_SYS_ADMIN, except where the caller's thread is in this namespace already.
+    ///
+    /// The caller blocks meanwhile, so `f` should be short: make a socket, read a file, start a program.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        if self.is_current() {
+            return Ok(f());
+        }
+        on_new_thread(|| {
+            setns(&*self.file, CloneFlags::CLONE_NEWNET)
+                .map_err(|e| denied(format!("enter network namespace {}", self.name), e))?;
+            Ok(f())
+        })
+    }
+
+    /// Makes `command`'s process enter the namespace between fork and exec.
+    pub fn enter_on_exec(&self, command: &mut Command) {
+        sys::setns_on_exec(command, Arc::clone(&self.file));
+    }
+
+    fn is_current(&self) -> bool {
+        Self::current().is_ok_and(|current| current == *self)
+    }
+}
+
+impl PartialEq for Netns {
+    fn eq(&self, other: &Self) -> bool {
+        match (self.file.metadata(), other.file.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        }
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Netns({})", self.name)
+    }
+}
+
+fn on_new_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| match scope.spawn(f).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+fn denied(what: impl Into<String>, errno: nix::errno::Errno) -> Error {
+    match errno {
+        nix::errno::Errno::EPERM => Error::Capability { what: what.into(), capability: "CAP_SYS_ADMIN" },
+        _ => Error::io(what, errno),
+    }
+}

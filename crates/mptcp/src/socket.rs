@@ -1,0 +1,167 @@
+//! Listeners and dialers. The sockets are ordinary [`tokio::net`] types: MPTCP changes what travels on the
+//! wire, not how a program reads and writes.
+//!
+//! MPTCP is the default. Where the kernel lacks it or it is switched off (`net.mptcp.enabled=0`), the
+//! socket is a TCP one and a warning says so, once. `BRAID_MPTCP=0` in the environment turns it off.
+//!
+//! ```no_run
+//! # async fn example() -> mptcp::Result<()> {
+//! use mptcp::socket::{self, Options};
+//!
+//! // Serves MPTCP clients and plain TCP clients alike.
+//! let listener = socket::listen("[::]:8080".parse().unwrap(), &Options::default())?;
+//! let (stream, peer) = listener.accept().await.unwrap();
+//! println!("{peer} with mptcp: {}", mptcp::info::of(&stream)?.is_mptcp());
+//!
+//! let stream = socket::dial("server.example:8080", &Options::default()).await?;
+//! println!("connected with mptcp: {}", mptcp::info::of(&stream)?.is_mptcp());
+//! # Ok(()) }
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Once;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::{Error, Result};
+
+/// What a socket asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// MPTCP, or TCP where the kernel has no MPTCP.
+    Mptcp,
+    /// Plain TCP.
+    Tcp,
+}
+
+impl Default for Protocol {
+    /// [`Protocol::Mptcp`], unless `BRAID_MPTCP=0` is in the environment.
+    fn default() -> Self {
+        match std::env::var_os("BRAID_MPTCP") {
+            Some(value) if value == "0" => Protocol::Tcp,
+            _ => Protocol::Mptcp,
+        }
+    }
+}
+
+/// Options of a new socket. The default asks for MPTCP and leaves everything else to the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// MPTCP or TCP.
+    pub protocol: Protocol,
+    /// Source address of an outgoing connection.
+    pub bind: Option<SocketAddr>,
+    /// `IP_TRANSPARENT`: accept for, or dial from, addresses of other hosts. Needs CAP_NET_ADMIN.
+    pub transparent: bool,
+    /// `SO_MARK`, for policy routing. Needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+    /// `TCP_NODELAY`: send small writes at once.
+    pub nodelay: bool,
+    /// Idle time before the first keepalive probe (`TCP_KEEPIDLE`; kernels without it on MPTCP sockets use
+    /// their default of two hours).
+    pub keepalive: Option<Duration>,
+    /// `SO_SNDBUF` in bytes; unset, the kernel tunes it.
+    pub send_buffer: Option<usize>,
+    /// `SO_RCVBUF` in bytes; unset, the kernel tunes it.
+    pub recv_buffer: Option<usize>,
+    /// An IPv6 listener takes no IPv4 connections.
+    pub v6_only: bool,
+    /// Length of the queue of connections to accept; 0 means 4096. The kernel caps it by `net.core.somaxconn`.
+    pub backlog: u32,
+}
+
+/// Listens on `addr`. Clients that don't speak MPTCP are served over TCP.
+pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
+    let what = || format!("listen on {addr}");
+    let socket = open(addr, options).map_err(|e| Error::io(what(), e))?;
+    let listen = || -> io::Result<TcpListener> {
+        socket.set_reuse_address(true)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(options.v6_only)?;
+        }
+        socket.bind(&SockAddr::from(addr))?;
+        socket.listen(if options.backlog == 0 { 4096 } else { options.backlog.min(i32::MAX as u32) as i32 })?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|e| Error::io(what(), e))
+}
+
+/// Connects to `addr`.
+pub async fn connect(addr: SocketAddr, options: &Options) -> Result<TcpStream> {
+    let what = || format!("connect to {addr}");
+    let socket = open(addr, options).map_err(|e| Error::io(what(), e))?;
+    if let Some(bind) = options.bind {
+        socket.bind(&SockAddr::from(bind)).map_err(|e| Error::io(format!("bind to {bind}"), e))?;
+    }
+    TcpSocket::from_std_stream(socket.into()).connect(addr).await.map_err(|e| Error::io(what(), e))
+}
+
+/// Resolves `host:port` and connects to the first of its addresses that answers.
+///
+/// The error is that of the last address tried.
+pub async fn dial(host_port: &str, options: &Options) -> Result<TcpStream> {
+    let addrs = tokio::net::lookup_host(host_port)
+        .await
+        .map_err(|e| Error::io(format!("resolve {host_port}"), e))?;
+    let mut last = None;
+    for addr in addrs {
+        match connect(addr, options).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::io(format!("resolve {host_port}"), io::Error::new(io::ErrorKind::NotFound, "no address"))
+    }))
+}
+
+/// A non-blocking socket of the family of `addr`, with `options` set, neither bound nor connected.
+fn open(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
+    let domain = Domain::for_address(addr);
+    let socket = match options.protocol {
+        Protocol::Tcp => Socket::new(domain, Type::STREAM, Some(socket2::Protocol::TCP))?,
+        Protocol::Mptcp => match Socket::new(domain, Type::STREAM, Some(socket2::Protocol::MPTCP)) {
+            Err(error) if is_absent(&error) => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| tracing::warn!(%error, "no MPTCP here, using TCP"));
+                Socket::new(domain, Type::STREAM, Some(socket2::Protocol::TCP))?
+            }
+            result => result?,
+        },
+    };
+    socket.set_nonblocking(true)?;
+    if options.transparent {
+        match domain {
+            Domain::IPV4 => socket.set_ip_transparent_v4(true)?,
+            _ => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if options.nodelay {
+        socket.set_tcp_nodelay(true)?;
+    }
+    if let Some(idle) = options.keepalive {
+        socket.set_keepalive(true)?;
+        // MPTCP sockets take TCP_KEEPIDLE since Linux 6.12 only; SO_KEEPALIVE alone still probes.
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle));
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.recv_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    Ok(socket)
+}
+
+/// Errors of `socket(…, IPPROTO_MPTCP)` that mean "not here": not built in (EPROTONOSUPPORT, before 5.6
+/// EINVAL), switched off by `net.mptcp.enabled` (ENOPROTOOPT).
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::ENOPROTOOPT))
+}

@@ -1,0 +1,1 @@
+//! Relay between TCP and Multipath TCP connections.
