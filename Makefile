@@ -1,0 +1,35 @@
+# The front door. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-as-nobody lint bench deny
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+demo: ## two MPTCP networks: one transfer over two paths, one that loses a path on the way
+	@tools/setup demo
+	cargo build --quiet --release
+	@mkdir -p target/demo
+	target/release/braid lab run simple handover --report target/demo
+
+# Cargo starts each test program by its runner, which gives it a place to make network namespaces in.
+TEST = cargo test --workspace --config 'target."cfg(all())".runner = ["$(CURDIR)/tools/$(1)"]'
+
+test: ## all tests; without root each test program runs in a user namespace
+	@tools/setup test
+	$(call TEST,in-namespaces)
+
+test-as-nobody: ## for root: all tests as the user nobody, to show that they need no root
+	@tools/setup test
+	$(call TEST,as-nobody)
+
+lint: ## formatting, clippy, docs: all without warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+
+bench: ## Braid's chain of proxies beside direct connections and peers, interleaved, as ratios
+	@tools/setup bench
+	cargo run --release -p benches
+
+deny: ## licences, advisories and duplicate versions of the dependencies (needs cargo-deny)
+	cargo deny check
