@@ -15,6 +15,7 @@ pub mod diag;
 mod error;
 mod id;
 pub mod info;
+mod netlink;
 pub mod netns;
 pub mod pm;
 pub mod socket;

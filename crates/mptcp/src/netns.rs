@@ -3,7 +3,17 @@
 //! A thread belongs to one network namespace, and an async runtime moves tasks between threads. So nothing
 //! here changes the namespace of a thread that somebody else may use: [`Netns::run`] makes a thread of its
 //! own for each call, and [`Netns::enter_on_exec`] changes the child, not the caller. A socket stays in the namespace
-//! where it was made, so that it suffices to make it inside and to use it anywhere.
+//! where it was made, so that it suffices to make it inside and to use it anywhere:
+//!
+//! ```no_run
+//! # async fn example() -> mptcp::Result<()> {
+//! use mptcp::socket::{self, Options};
+//!
+//! let phone = mptcp::Netns::named("phone")?;
+//! let listener = phone.run(|| socket::listen("[::]:8080".parse().unwrap(), &Options::default()))??;
+//! let (stream, peer) = listener.accept().await.unwrap(); // in "phone", from any thread
+//! # Ok(()) }
+//! ```
 
 use std::fmt;
 use std::fs::File;
@@ -14,6 +24,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::runtime::Handle;
 
 use crate::{Error, Result, sys};
 
@@ -74,11 +85,14 @@ impl Netns {
     /// CAP_SYS_ADMIN, except where the caller's thread is in this namespace already.
     ///
     /// The caller blocks meanwhile, so `f` should be short: make a socket, read a file, start a program.
+    /// Where the caller is inside a tokio runtime, so is `f`: it may make tokio's sockets and spawn tasks.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         if self.is_current() {
             return Ok(f());
         }
+        let runtime = Handle::try_current().ok();
         on_new_thread(|| {
+            let _inside = runtime.as_ref().map(Handle::enter);
             setns(&*self.file, CloneFlags::CLONE_NEWNET)
                 .map_err(|e| denied(format!("enter network namespace {}", self.name), e))?;
             Ok(f())
@@ -117,9 +131,10 @@ impl fmt::Debug for Netns {
 }
 
 fn on_new_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| match scope.spawn(f).join() {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic),
+    let builder = std::thread::Builder::new().name("netns".into());
+    std::thread::scope(|scope| {
+        let thread = builder.spawn_scoped(scope, f).map_err(|e| Error::io("start a thread", e))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

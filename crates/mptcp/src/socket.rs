@@ -26,7 +26,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::{Error, Result};
+use crate::{Error, Netns, Result};
 
 /// What a socket asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -53,6 +53,9 @@ impl Default for Protocol {
 pub struct Options {
     /// MPTCP or TCP.
     pub protocol: Protocol,
+    /// The network namespace that the socket lives in; unset, that of the calling thread. Names are resolved in
+    /// that of the calling thread in any case.
+    pub netns: Option<Netns>,
     /// Source address of an outgoing connection.
     pub bind: Option<SocketAddr>,
     /// `IP_TRANSPARENT`: accept for, or dial from, addresses of other hosts. Needs CAP_NET_ADMIN.
@@ -77,14 +80,18 @@ pub struct Options {
 /// Listens on `addr`. Clients that don't speak MPTCP are served over TCP.
 pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
     let what = || format!("listen on {addr}");
-    let socket = open(addr, options).map_err(|e| Error::io(what(), e))?;
+    let socket = open(what, addr, options)?;
     let listen = || -> io::Result<TcpListener> {
         socket.set_reuse_address(true)?;
         if addr.is_ipv6() {
             socket.set_only_v6(options.v6_only)?;
         }
         socket.bind(&SockAddr::from(addr))?;
-        socket.listen(if options.backlog == 0 { 4096 } else { options.backlog.min(i32::MAX as u32) as i32 })?;
+        socket.listen(if options.backlog == 0 {
+            4096
+        } else {
+            options.backlog.min(i32::MAX as u32) as i32
+        })?;
         TcpListener::from_std(socket.into())
     };
     listen().map_err(|e| Error::io(what(), e))
@@ -93,7 +100,7 @@ pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
 /// Connects to `addr`.
 pub async fn connect(addr: SocketAddr, options: &Options) -> Result<TcpStream> {
     let what = || format!("connect to {addr}");
-    let socket = open(addr, options).map_err(|e| Error::io(what(), e))?;
+    let socket = open(what, addr, options)?;
     if let Some(bind) = options.bind {
         socket.bind(&SockAddr::from(bind)).map_err(|e| Error::io(format!("bind to {bind}"), e))?;
     }
@@ -104,9 +111,8 @@ pub async fn connect(addr: SocketAddr, options: &Options) -> Result<TcpStream> {
 ///
 /// The error is that of the last address tried.
 pub async fn dial(host_port: &str, options: &Options) -> Result<TcpStream> {
-    let addrs = tokio::net::lookup_host(host_port)
-        .await
-        .map_err(|e| Error::io(format!("resolve {host_port}"), e))?;
+    let addrs =
+        tokio::net::lookup_host(host_port).await.map_err(|e| Error::io(format!("resolve {host_port}"), e))?;
     let mut last = None;
     for addr in addrs {
         match connect(addr, options).await {
@@ -119,16 +125,29 @@ pub async fn dial(host_port: &str, options: &Options) -> Result<TcpStream> {
     }))
 }
 
+/// A socket for `addr` in the namespace that `options` names.
+fn open(what: impl Fn() -> String, addr: SocketAddr, options: &Options) -> Result<Socket> {
+    let made = match &options.netns {
+        Some(netns) => netns.run(|| open_here(addr, options))?,
+        None => open_here(addr, options),
+    };
+    made.map_err(|e| match e.raw_os_error() {
+        Some(libc::EPERM) => Error::Capability { what: what(), capability: "CAP_NET_ADMIN" },
+        _ => Error::io(what(), e),
+    })
+}
+
 /// A non-blocking socket of the family of `addr`, with `options` set, neither bound nor connected.
-fn open(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
+fn open_here(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
     let domain = Domain::for_address(addr);
+    let new = |protocol| Socket::new(domain, Type::STREAM, Some(protocol));
     let socket = match options.protocol {
-        Protocol::Tcp => Socket::new(domain, Type::STREAM, Some(socket2::Protocol::TCP))?,
-        Protocol::Mptcp => match Socket::new(domain, Type::STREAM, Some(socket2::Protocol::MPTCP)) {
+        Protocol::Tcp => new(socket2::Protocol::TCP)?,
+        Protocol::Mptcp => match new(socket2::Protocol::MPTCP) {
             Err(error) if is_absent(&error) => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| tracing::warn!(%error, "no MPTCP here, using TCP"));
-                Socket::new(domain, Type::STREAM, Some(socket2::Protocol::TCP))?
+                new(socket2::Protocol::TCP)?
             }
             result => result?,
         },

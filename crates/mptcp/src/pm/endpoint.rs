@@ -1,7 +1,7 @@
 //! Endpoints: the local addresses that the in-kernel path manager may use or announce.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::AddrId;
 
@@ -37,6 +37,20 @@ pub struct Address {
     pub ifindex: u32,
 }
 
+impl Address {
+    /// `addr` with the id `id`, by any interface.
+    pub fn new(addr: SocketAddr, id: Option<AddrId>) -> Self {
+        Address { ip: addr.ip(), id, port: addr.port(), ifindex: 0 }
+    }
+}
+
+/// As errors name it: `10.0.0.2 id 2 port 80`.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        name(f, self.ip, self.id, self.port)
+    }
+}
+
 /// An endpoint, `MPTCP_PM_ENDPOINT_ADDR`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
@@ -62,13 +76,17 @@ impl Endpoint {
 /// As errors name it: `10.0.0.2 id 2`.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.ip.fmt(f)?;
-        if let Some(id) = self.id {
-            write!(f, " id {id}")?;
-        }
-        if self.port != 0 {
-            write!(f, " port {}", self.port)?;
-        }
-        Ok(())
+        name(f, self.ip, self.id, self.port)
     }
+}
+
+fn name(f: &mut fmt::Formatter<'_>, ip: IpAddr, id: Option<AddrId>, port: u16) -> fmt::Result {
+    write!(f, "{ip}")?;
+    if let Some(id) = id {
+        write!(f, " id {id}")?;
+    }
+    if port != 0 {
+        write!(f, " port {port}")?;
+    }
+    Ok(())
 }

@@ -1,0 +1,96 @@
+//! Two hosts in network namespaces of their own, joined by veth pairs.
+#![allow(dead_code, unused_macros)] // each test file uses a part
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use mptcp::pm::{Event, EventKind, Events, Notice};
+use mptcp::{Netns, sysctl};
+
+/// Longer than anything here takes on a busy machine: a deadline for failing, not a time to wait.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A namespace with `lo` up.
+pub fn host() -> Netns {
+    let netns = Netns::anonymous().unwrap();
+    ip(&netns, "link set lo up");
+    sysctl::set(&netns, "net.mptcp.blackhole_timeout", "0").unwrap();
+    netns
+}
+
+/// Hosts A and B on `paths` networks. Path N is 10.0.N.1 - 10.0.N.2 and fd00:N::1 - fd00:N::2, on devices `ethN`.
+pub fn pair(paths: u8) -> (Netns, Netns) {
+    let (a, b) = (host(), host());
+    for n in 0..paths {
+        let peer = format!("/proc/{}/fd/{}", std::process::id(), b.as_fd().as_raw_fd());
+        ip(&a, &format!("link add eth{n} type veth peer name eth{n} netns {peer}"));
+        for (netns, host) in [(&a, 1), (&b, 2)] {
+            ip(netns, &format!("address add 10.0.{n}.{host}/24 dev eth{n}"));
+            ip(netns, &format!("address add fd00:{n}::{host}/64 dev eth{n} nodad"));
+            ip(netns, &format!("link set eth{n} up"));
+        }
+    }
+    (a, b)
+}
+
+/// Runs `ip ARGS` in `netns` and returns what it printed.
+pub fn ip(netns: &Netns, args: &str) -> String {
+    output(netns, "ip", args)
+}
+
+/// Runs `program ARGS` in `netns` and returns what it printed; panics if it fails.
+pub fn output(netns: &Netns, program: &str, args: &str) -> String {
+    let mut command = Command::new(program);
+    command.args(args.split_whitespace());
+    netns.enter_on_exec(&mut command);
+    let output = command.output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The next event that `wanted` accepts; panics at the deadline.
+pub async fn event(events: &mut Events, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+    let mut others = Vec::new();
+    let search = async {
+        loop {
+            match events.next().await.unwrap() {
+                Notice::Event(event) if wanted(&event) => return event,
+                notice => others.push(notice),
+            }
+        }
+    };
+    let found = tokio::time::timeout(DEADLINE, search).await;
+    found.unwrap_or_else(|_| panic!("no {what}, but {others:#?}"))
+}
+
+/// The next event of `kind`.
+pub async fn event_of(events: &mut Events, kind: EventKind) -> Event {
+    event(events, &kind.to_string(), |event| event.kind == kind).await
+}
+
+/// A process in `netns`, killed when dropped.
+pub struct Process(pub std::process::Child);
+
+impl Process {
+    pub fn start(netns: &Netns, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        netns.enter_on_exec(&mut command);
+        Process(command.spawn().unwrap_or_else(|e| panic!("{program}: {e}")))
+    }
+
+    pub fn write(&mut self, text: &str) {
+        self.0.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

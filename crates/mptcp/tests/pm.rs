@@ -1,0 +1,126 @@
+//! The path manager of the running kernel, checked against `ip mptcp` and against what connections do.
+
+mod net;
+
+use mptcp::pm::{Client, Endpoint, EndpointFlags, EventKind, Events, Limits, Notice};
+use mptcp::socket::{self, Options};
+use mptcp::{AddrId, Error};
+use net::{DEADLINE, event_of, host, ip, pair};
+use tokio::net::{TcpListener, TcpStream};
+
+fn flags(names: &str) -> EndpointFlags {
+    bitflags::parser::from_str(names).unwrap()
+}
+
+/// A connection from A to B over path 0, both ends.
+async fn connect(a: &mptcp::Netns, b: &mptcp::Netns, addr: &str) -> (TcpListener, TcpStream, TcpStream) {
+    let addr = addr.parse().unwrap();
+    let listener = b.run(|| socket::listen(addr, &Options::default())).unwrap().unwrap();
+    let options = Options { netns: Some(a.clone()), ..Options::default() };
+    let (client, accepted) =
+        tokio::join!(socket::connect(listener.local_addr().unwrap(), &options), listener.accept());
+    (listener, client.unwrap(), accepted.unwrap().0)
+}
+
+#[tokio::test]
+async fn endpoints_are_those_that_ip_shows() {
+    let (a, _b) = pair(2);
+    let client = Client::connect(&a).await.unwrap();
+    let ifindex = ip(&a, "-o link show eth1").split(':').next().unwrap().parse().unwrap();
+    let endpoints = [
+        Endpoint {
+            id: Some(AddrId(7)),
+            ..Endpoint::new("10.0.1.1".parse().unwrap(), flags("SUBFLOW | BACKUP"))
+        },
+        Endpoint {
+            id: Some(AddrId(3)),
+            ifindex,
+            ..Endpoint::new("fd00:1::1".parse().unwrap(), flags("SIGNAL"))
+        },
+        Endpoint {
+            id: Some(AddrId(255)),
+            port: 4242,
+            ..Endpoint::new("10.0.0.1".parse().unwrap(), flags("SIGNAL"))
+        },
+        Endpoint {
+            id: Some(AddrId(9)),
+            ..Endpoint::new("fd00:0::1".parse().unwrap(), flags("SUBFLOW | FULLMESH"))
+        },
+    ];
+    for endpoint in &endpoints {
+        client.add_endpoint(endpoint).await.unwrap();
+    }
+    let shown = ip(&a, "mptcp endpoint show");
+    for line in [
+        "10.0.1.1 id 7 subflow backup",
+        "fd00:1::1 id 3 signal dev eth1",
+        "10.0.0.1 port 4242 id 255 signal",
+        "fd00::1 id 9 subflow fullmesh",
+    ] {
+        assert!(shown.lines().any(|l| l.trim() == line), "{line} in {shown}");
+    }
+    let mut listed = client.endpoints().await.unwrap();
+    listed.sort_by_key(|e| endpoints.iter().position(|known| known.id == e.id));
+    assert_eq!(listed, endpoints);
+    assert_eq!(client.endpoint(AddrId(3)).await.unwrap(), endpoints[1]);
+
+    client.delete_endpoint(AddrId(3), None).await.unwrap();
+    let change = Endpoint { id: Some(AddrId(7)), ..Endpoint::new(endpoints[0].ip, flags("FULLMESH")) };
+    client.change_endpoint(&change).await.unwrap();
+    client
+        .change_endpoint(&Endpoint { id: None, ..Endpoint::new(endpoints[3].ip, flags("BACKUP")) })
+        .await
+        .unwrap();
+    let shown = ip(&a, "mptcp endpoint show");
+    assert!(shown.contains("10.0.1.1 id 7 subflow fullmesh"), "{shown}");
+    assert!(shown.contains("fd00::1 id 9 subflow backup"), "{shown}");
+    assert!(!shown.contains("fd00:1::1"), "{shown}");
+
+    client.flush_endpoints().await.unwrap();
+    assert_eq!(client.endpoints().await.unwrap(), []);
+    assert_eq!(ip(&a, "mptcp endpoint show"), "");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_ip_added_is_listed() {
+    let a = host();
+    ip(&a, "mptcp endpoint add 192.0.2.1 id 5 subflow backup");
+    let listed = Client::connect(&a).await.unwrap().endpoints().await.unwrap();
+    let expected = Endpoint {
+        id: Some(AddrId(5)),
+        ..Endpoint::new("192.0.2.1".parse().unwrap(), flags("SUBFLOW | BACKUP"))
+    };
+    assert_eq!(listed, [expected]);
+}
+
+#[tokio::test]
+async fn limits_are_those_that_ip_shows() {
+    let a = host();
+    let client = Client::connect(&a).await.unwrap();
+    let limits = Limits { add_addr_accepted: 3, subflows: 5 };
+    client.set_limits(limits).await.unwrap();
+    assert_eq!(ip(&a, "mptcp limits").trim(), "add_addr_accepted 3 subflows 5");
+    ip(&a, "mptcp limits set add_addr_accepted 1 subflows 2");
+    assert_eq!(client.limits().await.unwrap(), Limits { add_addr_accepted: 1, subflows: 2 });
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_object_and_keeps_the_kernels_words() {
+    let a = host();
+    let client = Client::connect(&a).await.unwrap();
+    let endpoint =
+        Endpoint { id: Some(AddrId(2)), ..Endpoint::new("10.0.0.2".parse().unwrap(), flags("SUBFLOW")) };
+    client.add_endpoint(&endpoint).await.unwrap();
+    let errors = [
+        client.add_endpoint(&endpoint).await.unwrap_err(),
+        client.endpoint(AddrId(9)).await.unwrap_err(),
+        client.delete_endpoint(AddrId(9), None).await.unwrap_err(),
+        client.set_limits(Limits { add_addr_accepted: 0, subflows: 9 }).await.unwrap_err(),
+        client
+            .add_endpoint(&Endpoint::new("10.0.0.3".parse().unwrap(), flags("IMPLICIT")))
+            .await
+            .unwrap_err(),
+        client.remove(mptcp::Token(0xdead_beef), AddrId(1)).await.unwrap_err(),
+    ];
+    eprintln!("{}", errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("\n"));
+}
