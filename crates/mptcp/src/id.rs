@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// (RFC 8684 section 3.2). It names the connection in its network namespace.
 ///
 /// Written as iproute2 writes it: eight hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u32);
 
 impl fmt::Display for Token {

@@ -5,6 +5,7 @@
 
 use std::os::fd::AsFd;
 
+use netlink_bindings::inet_diag;
 use serde::Serialize;
 
 use crate::{Error, Result, Token, sys};
@@ -59,14 +60,49 @@ pub struct Info {
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub bytes_acked: u64,
-    /// All subflows, the first one included (Linux 6.6 and newer, else 0).
+    /// All subflows, the first one included (Linux 6.8 and newer, else 0).
     pub subflows_total: u8,
+    /// Endpoints with the laminar flag (Linux 6.18 and newer).
+    pub endp_laminar_max: u8,
+    /// Endpoints with the fullmesh flag (kernels after 6.18).
+    pub endp_fullmesh_max: u8,
     /// Milliseconds since data was last sent (Linux 6.10 and newer).
     pub last_data_sent: u32,
     /// Milliseconds since data last came.
     pub last_data_recv: u32,
     /// Milliseconds since an ACK last came.
     pub last_ack_recv: u32,
+}
+
+/// What TCP says about one subflow: the part of `struct tcp_info` that tells paths apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time in microseconds.
+    pub rtt_us: u32,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub bytes_acked: u64,
+    /// Segments sent again, in the subflow's life.
+    pub retransmits: u32,
+    /// Congestion window in segments.
+    pub cwnd: u32,
+}
+
+impl TcpInfo {
+    /// Reads as much of `struct tcp_info` as `bytes` holds.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let tcp = inet_diag::TcpInfo::new_from_zeroed(bytes);
+        TcpInfo {
+            rtt_us: tcp.rtt,
+            bytes_sent: tcp.bytes_sent,
+            bytes_received: tcp.bytes_received,
+            bytes_acked: tcp.bytes_acked,
+            retransmits: tcp.total_retrans,
+            cwnd: tcp.snd_cwnd,
+        }
+    }
 }
 
 const FLAG_FALLBACK: u32 = 1;
@@ -98,6 +134,8 @@ impl Info {
             bytes_received: u64_at(64),
             bytes_acked: u64_at(72),
             subflows_total: u8_at(80),
+            endp_laminar_max: u8_at(81),
+            endp_fullmesh_max: u8_at(82),
             last_data_sent: u32_at(84),
             last_data_recv: u32_at(88),
             last_ack_recv: u32_at(92),

@@ -13,7 +13,9 @@ use std::sync::Mutex;
 use netlink_bindings::nlctrl;
 use netlink_bindings::traits::NetlinkRequest;
 use netlink_bindings::utils::find_attr;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
 
 use crate::{Error, Netns, Result, sys};
 
@@ -114,6 +116,8 @@ pub(crate) fn open(netns: &Netns, protocol: SockProtocol, flags: SockFlag) -> Re
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
             sys::setsockopt(fd.as_fd(), libc::SOL_NETLINK, option, 1)?;
         }
+        // Multicasts pass over a socket without a port id: it looks like their sender, the kernel.
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(fd)
     };
     netns.run(open)?.map_err(|e| Error::io(format!("open a netlink socket in {}", netns.name()), e))

@@ -2,24 +2,12 @@
 
 mod net;
 
-use mptcp::pm::{Client, Endpoint, EndpointFlags, EventKind, Events, Limits, Notice};
-use mptcp::socket::{self, Options};
-use mptcp::{AddrId, Error};
-use net::{DEADLINE, event_of, host, ip, pair};
-use tokio::net::{TcpListener, TcpStream};
+use mptcp::AddrId;
+use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
+use net::{host, ip, pair};
 
 fn flags(names: &str) -> EndpointFlags {
     bitflags::parser::from_str(names).unwrap()
-}
-
-/// A connection from A to B over path 0, both ends.
-async fn connect(a: &mptcp::Netns, b: &mptcp::Netns, addr: &str) -> (TcpListener, TcpStream, TcpStream) {
-    let addr = addr.parse().unwrap();
-    let listener = b.run(|| socket::listen(addr, &Options::default())).unwrap().unwrap();
-    let options = Options { netns: Some(a.clone()), ..Options::default() };
-    let (client, accepted) =
-        tokio::join!(socket::connect(listener.local_addr().unwrap(), &options), listener.accept());
-    (listener, client.unwrap(), accepted.unwrap().0)
 }
 
 #[tokio::test]

@@ -7,8 +7,12 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use mptcp::info::Status;
 use mptcp::pm::{Event, EventKind, Events, Notice};
-use mptcp::{Netns, sysctl};
+use mptcp::socket::{self, Options};
+use mptcp::{Netns, Token, sysctl};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// Longer than anything here takes on a busy machine: a deadline for failing, not a time to wait.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,6 +54,45 @@ pub fn output(netns: &Netns, program: &str, args: &str) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A connection from A to B at `addr` (port 0: any), and the listener that accepted it.
+pub struct Connection {
+    pub listener: TcpListener,
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+pub async fn connect(a: &Netns, b: &Netns, addr: &str) -> Connection {
+    connect_with(a, b, addr, &Options::default(), &Options::default()).await
+}
+
+/// The same with the options of either end.
+pub async fn connect_with(a: &Netns, b: &Netns, addr: &str, on_a: &Options, on_b: &Options) -> Connection {
+    let on_a = Options { netns: Some(a.clone()), ..on_a.clone() };
+    let on_b = Options { netns: Some(b.clone()), ..on_b.clone() };
+    let listener = socket::listen(addr.parse().unwrap(), &on_b).unwrap();
+    let to = listener.local_addr().unwrap();
+    let (client, accepted) = tokio::join!(socket::connect(to, &on_a), listener.accept());
+    Connection { client: client.unwrap(), server: accepted.unwrap().0, listener }
+}
+
+/// The local token of a connection.
+pub fn token(stream: &TcpStream) -> Token {
+    match mptcp::info::of(stream).unwrap() {
+        Status::Mptcp(info) => info.token.unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Sends `bytes` from `from` to `to`.
+pub async fn transfer(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) {
+    let data = vec![7; bytes];
+    let mut received = vec![0; bytes];
+    let (sent, got) = tokio::join!(from.write_all(&data), to.read_exact(&mut received));
+    sent.unwrap();
+    got.unwrap();
+    assert_eq!(data, received);
 }
 
 /// The next event that `wanted` accepts; panics at the deadline.
