@@ -1,1 +1,3 @@
 //! Multipath TCP networks in network namespaces, from scenario files.
+
+pub mod link;

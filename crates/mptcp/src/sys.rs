@@ -12,6 +12,8 @@ use nix::sched::{CloneFlags, setns};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub mod device;
+
 /// Makes `command`'s process enter the network namespace `file` between fork and exec.
 pub(crate) fn setns_on_exec(command: &mut Command, file: Arc<File>) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns(2) is one bare system
