@@ -13,6 +13,7 @@
 
 pub mod diag;
 mod error;
+pub mod features;
 mod id;
 pub mod info;
 mod netlink;

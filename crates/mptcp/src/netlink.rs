@@ -114,7 +114,7 @@ pub(crate) fn open(netns: &Netns, protocol: SockProtocol, flags: SockFlag) -> Re
         let flags = flags | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
-            sys::setsockopt(fd.as_fd(), libc::SOL_NETLINK, option, 1)?;
+            sys::setsockopt(&fd, libc::SOL_NETLINK, option, 1)?;
         }
         // Multicasts pass over a socket without a port id: it looks like their sender, the kernel.
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;

@@ -144,3 +144,96 @@ fn denied(what: impl Into<String>, errno: nix::errno::Errno) -> Error {
         _ => Error::io(what, errno),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn no_thread_is_left_in_another_namespace() {
+        let before = Netns::current().unwrap();
+        let other = Netns::anonymous().unwrap();
+        assert_ne!(other, before);
+        let inside = other.run(|| (Netns::current().unwrap(), std::thread::current().id())).unwrap();
+        assert_eq!(inside.0, other);
+        assert_ne!(inside.1, std::thread::current().id());
+        assert_eq!(Netns::current().unwrap(), before);
+        // A joined thread may still be on its way out.
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while threads().contains(&other) {
+            assert!(Instant::now() < give_up, "a thread stayed");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The namespaces of the threads of this process.
+    fn threads() -> Vec<Netns> {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        threads.filter_map(|thread| Netns::from_path(thread.path().join("ns/net")).ok()).collect()
+    }
+
+    #[test]
+    fn a_nested_run_comes_back_to_where_it_was() {
+        let (outer, inner) = (Netns::anonymous().unwrap(), Netns::anonymous().unwrap());
+        outer
+            .run(|| {
+                assert_eq!(inner.run(|| Netns::current().unwrap()).unwrap(), inner);
+                assert_eq!(Netns::current().unwrap(), outer);
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_panic_inside_reaches_the_caller() {
+        let other = Netns::anonymous().unwrap();
+        let panicked = std::panic::catch_unwind(|| other.run(|| panic!("on purpose")));
+        assert_eq!(*panicked.unwrap_err().downcast::<&str>().unwrap(), "on purpose");
+    }
+
+    #[test]
+    fn a_command_starts_in_the_namespace_and_the_caller_stays() {
+        let (before, other) = (Netns::current().unwrap(), Netns::anonymous().unwrap());
+        let mut command = Command::new("readlink");
+        other.enter_on_exec(command.arg("/proc/self/ns/net"));
+        let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(printed.trim(), format!("net:[{}]", other.file.metadata().unwrap().ino()));
+        assert_eq!(Netns::current().unwrap(), before);
+    }
+
+    #[test]
+    fn a_namespace_is_found_by_the_pid_of_a_process_in_it() {
+        let other = Netns::anonymous().unwrap();
+        let mut command = Command::new("cat");
+        other.enter_on_exec(command.stdin(std::process::Stdio::piped()));
+        let mut process = command.spawn().unwrap(); // returns after exec, so in the namespace
+        assert_eq!(Netns::of_pid(process.id()).unwrap(), other);
+        drop(process.stdin.take());
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn an_absent_namespace_is_named() {
+        let error = Netns::named("no-such-namespace").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "open network namespace no-such-namespace (/run/netns/no-such-namespace): No such file or directory"
+        );
+    }
+
+    #[tokio::test]
+    async fn tokio_sockets_can_be_made_inside() {
+        let other = Netns::anonymous().unwrap();
+        let udp = other.run(|| {
+            std::net::UdpSocket::bind("127.0.0.1:0").map(|udp| {
+                udp.set_nonblocking(true).unwrap();
+                tokio::net::UdpSocket::from_std(udp).unwrap()
+            })
+        });
+        // `lo` is down there, and 127.0.0.1 with it: here it could be reached.
+        let udp = udp.unwrap().unwrap();
+        let error = udp.send_to(b"x", "127.0.0.1:9").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable);
+    }
+}

@@ -60,7 +60,7 @@ pub struct Options {
     pub bind: Option<SocketAddr>,
     /// `IP_TRANSPARENT`: accept for, or dial from, addresses of other hosts. Needs CAP_NET_ADMIN.
     pub transparent: bool,
-    /// `SO_MARK`, for policy routing. Needs CAP_NET_ADMIN.
+    /// `SO_MARK`, for policy routing. Needs CAP_NET_ADMIN or CAP_NET_RAW.
     pub mark: Option<u32>,
     /// `TCP_NODELAY`: send small writes at once.
     pub nodelay: bool,
@@ -78,6 +78,9 @@ pub struct Options {
 }
 
 /// Listens on `addr`. Clients that don't speak MPTCP are served over TCP.
+///
+/// # Panics
+/// Outside a tokio runtime.
 pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
     let what = || format!("listen on {addr}");
     let socket = open(what, addr, options)?;
@@ -94,7 +97,11 @@ pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
         })?;
         TcpListener::from_std(socket.into())
     };
-    listen().map_err(|e| Error::io(what(), e))
+    listen().map_err(|e| match e.raw_os_error() {
+        // Of bind(2): a port below net.ipv4.ip_unprivileged_port_start.
+        Some(libc::EACCES) => Error::Capability { what: what(), capability: "CAP_NET_BIND_SERVICE" },
+        _ => Error::io(what(), e),
+    })
 }
 
 /// Connects to `addr`.

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -24,21 +24,84 @@ pub(crate) fn setns_on_exec(command: &mut Command, file: Arc<File>) {
 }
 
 /// `getsockopt(2)` into `buffer`; returns how many bytes the kernel wrote.
-pub(crate) fn getsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = buffer.len() as libc::socklen_t;
     // SAFETY: `buffer` is writable for `length` bytes and both outlive the call; the kernel writes at most
     // `length` bytes and stores how many it wrote in `length`.
-    let result =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut length) };
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut length)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(length as usize) }
 }
 
+/// The answer of [`full_info`]: how many subflows there are, and how many bytes the kernel wrote of each.
+pub(crate) struct FullInfo {
+    pub(crate) subflows: usize,
+    pub(crate) subflow_size: usize,
+    pub(crate) tcp_size: usize,
+}
+
+/// `getsockopt(MPTCP_FULL_INFO)`: a `struct mptcp_subflow_info` of `subflow_size` bytes per subflow into `subflows`,
+/// a `struct tcp_info` of `tcp_size` bytes into `tcps`. What has no room in either is left out.
+pub(crate) fn full_info(
+    fd: impl AsFd,
+    subflows: &mut [u8],
+    subflow_size: usize,
+    tcps: &mut [u8],
+    tcp_size: usize,
+) -> io::Result<FullInfo> {
+    /// `struct mptcp_full_info` up to the part that [`getsockopt`] gets too.
+    #[repr(C)]
+    struct Header {
+        size_tcpinfo_kernel: u32,
+        size_tcpinfo_user: u32,
+        size_sfinfo_kernel: u32,
+        size_sfinfo_user: u32,
+        num_subflows: u32,
+        size_arrays_user: u32,
+        subflow_info: u64,
+        tcp_info: u64,
+    }
+    let room = (subflows.len() / subflow_size).min(tcps.len() / tcp_size);
+    let mut header = Header {
+        size_tcpinfo_kernel: 0,
+        size_tcpinfo_user: tcp_size as u32,
+        size_sfinfo_kernel: 0,
+        size_sfinfo_user: subflow_size as u32,
+        num_subflows: 0,
+        size_arrays_user: room as u32,
+        subflow_info: subflows.as_mut_ptr() as u64,
+        tcp_info: tcps.as_mut_ptr() as u64,
+    };
+    let mut length = size_of::<Header>() as libc::socklen_t;
+    // SAFETY: `header` is plain old data, writable for `length` bytes. The kernel writes at most
+    // `size_arrays_user` elements of the sizes given behind each of the two pointers
+    // (mptcp_getsockopt_full_info()), and both slices, borrowed mutably for the call, have room for `room` of them.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            crate::info::SOL_MPTCP,
+            crate::info::MPTCP_FULL_INFO,
+            (&raw mut header).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(FullInfo {
+        subflows: header.num_subflows as usize,
+        subflow_size: header.size_sfinfo_user as usize,
+        tcp_size: header.size_tcpinfo_user as usize,
+    })
+}
+
 /// `setsockopt(2)` with an `int`.
-pub(crate) fn setsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn setsockopt(fd: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the pointer is to an `int` on this stack frame and the length is its size.
     let result = unsafe {
         libc::setsockopt(
-            fd.as_raw_fd(),
+            fd.as_fd().as_raw_fd(),
             level,
             name,
             (&raw const value).cast(),

@@ -2,8 +2,10 @@
 
 mod net;
 
-use mptcp::AddrId;
+use std::sync::Arc;
+
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
+use mptcp::{AddrId, Error};
 use net::{host, ip, pair};
 
 fn flags(names: &str) -> EndpointFlags {
@@ -103,6 +105,7 @@ async fn a_refusal_names_the_object_and_keeps_the_kernels_words() {
         client.add_endpoint(&endpoint).await.unwrap_err(),
         client.endpoint(AddrId(9)).await.unwrap_err(),
         client.delete_endpoint(AddrId(9), None).await.unwrap_err(),
+        client.change_endpoint(&Endpoint { id: Some(AddrId(9)), ..endpoint.clone() }).await.unwrap_err(),
         client.set_limits(Limits { add_addr_accepted: 0, subflows: 9 }).await.unwrap_err(),
         client
             .add_endpoint(&Endpoint::new("10.0.0.3".parse().unwrap(), flags("IMPLICIT")))
@@ -110,5 +113,56 @@ async fn a_refusal_names_the_object_and_keeps_the_kernels_words() {
             .unwrap_err(),
         client.remove(mptcp::Token(0xdead_beef), AddrId(1)).await.unwrap_err(),
     ];
-    eprintln!("{}", errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("\n"));
+    let expected = [
+        "add endpoint 10.0.0.2 id 2: ",
+        "get endpoint id 9: Invalid argument (kernel: ",
+        "delete endpoint id 9: Invalid argument (kernel: ",
+        "change endpoint 10.0.0.2 id 9: Invalid argument (kernel: ",
+        "set limits add_addr_accepted 0 subflows 9: Invalid argument (kernel: ",
+        "add endpoint 10.0.0.3: Invalid argument (kernel: ",
+        "remove address id 1 on deadbeef: Invalid argument (kernel: ",
+    ];
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.to_string().starts_with(expected), "{error}");
+        assert!(matches!(error, Error::Kernel { extack: Some(words), .. } if !words.is_empty()), "{error:?}");
+    }
+    assert_eq!(client.endpoints().await.unwrap(), [endpoint]);
+}
+
+/// The kernel of this machine has laminar endpoints or says that it has not; never is the flag lost in silence.
+#[tokio::test]
+async fn a_laminar_endpoint_is_laminar_or_an_error() {
+    let client = Client::connect(&host()).await.unwrap();
+    let endpoint = Endpoint::new("10.0.0.2".parse().unwrap(), flags("SUBFLOW | LAMINAR"));
+    let added = client.add_endpoint(&endpoint).await;
+    let listed = client.endpoints().await.unwrap();
+    match added {
+        Ok(()) => assert_eq!(listed[0].flags, endpoint.flags),
+        Err(error) => {
+            assert!(matches!(error, Error::Unsupported { since: "6.18", .. }), "{error}");
+            assert_eq!(listed, []);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_client_serves_many_tasks_at_once() {
+    let a = host();
+    let client = Arc::new(Client::connect(&a).await.unwrap());
+    let tasks: Vec<_> = (1..=8)
+        .map(|n| {
+            let client = Arc::clone(&client);
+            tokio::spawn(async move {
+                let ip = format!("10.0.0.{n}").parse().unwrap();
+                client
+                    .add_endpoint(&Endpoint { id: Some(AddrId(n)), ..Endpoint::new(ip, flags("SUBFLOW")) })
+                    .await?;
+                client.endpoint(AddrId(n)).await.map(|e| assert_eq!(e.ip, ip))
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(client.endpoints().await.unwrap().len(), 8);
 }

@@ -68,7 +68,8 @@ pub struct Event {
 pub enum Notice {
     /// An event.
     Event(Event),
-    /// The socket's buffer overran (ENOBUFS): events are lost; read the state anew from [`crate::diag`].
+    /// The socket's buffer overran (ENOBUFS): events between the last one and the next one are lost. Read the
+    /// state anew from [`crate::diag`].
     Overrun,
 }
 
@@ -92,8 +93,8 @@ pub struct Events {
     socket: AsyncFd<OwnedFd>,
     family: u16,
     buffer: Vec<u8>,
-    /// Events of the last datagram that nobody has taken yet.
-    queue: VecDeque<Event>,
+    /// What was received and nobody has taken yet.
+    queue: VecDeque<Notice>,
 }
 
 impl Events {
@@ -128,12 +129,12 @@ impl Events {
         if let Some(bytes) = buffer {
             SockRef::from(&fd).set_recv_buffer_size(bytes).map_err(|e| Error::io(what(), e))?;
         }
-        sys::setsockopt(fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32).map_err(
-            |e| match e.raw_os_error() {
+        sys::setsockopt(&fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32).map_err(|e| {
+            match e.raw_os_error() {
                 Some(libc::EPERM) => Error::Capability { what: what(), capability: "CAP_NET_ADMIN" },
                 _ => Error::io(what(), e),
-            },
-        )?;
+            }
+        })?;
         let socket = sys::readable(fd).map_err(|e| Error::io(what(), e))?;
         Ok(Events { socket, family: family.id, buffer: Vec::new(), queue: VecDeque::new() })
     }
@@ -141,24 +142,41 @@ impl Events {
     /// Waits for the next event. Cancel safe: no event is lost when the future is dropped.
     pub async fn next(&mut self) -> Result<Notice> {
         loop {
-            if let Some(event) = self.queue.pop_front() {
-                return Ok(Notice::Event(event));
+            if let Some(notice) = self.queue.pop_front() {
+                return Ok(notice);
             }
             let mut ready = self.socket.readable().await.map_err(|e| Error::io(NEXT, e))?;
-            let received =
-                ready.try_io(|socket| netlink::receive(socket.as_fd(), &mut self.buffer).map(<[u8]>::len));
-            match received {
-                Ok(Ok(length)) => {
-                    let events = parse(self.family, &self.buffer[..length]);
-                    self.queue
-                        .extend(events.map_err(|detail| Error::Malformed { what: NEXT.into(), detail })?);
-                }
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Notice::Overrun),
+            match ready.try_io(|socket| netlink::receive(socket.as_fd(), &mut self.buffer).map(<[u8]>::len)) {
+                Ok(Ok(length)) => self.enqueue(length)?,
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => self.overrun()?,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(Error::io(NEXT, error)),
                 Err(_would_block) => {}
             }
         }
+    }
+
+    fn enqueue(&mut self, length: usize) -> Result<()> {
+        let events = parse(self.family, &self.buffer[..length])
+            .map_err(|detail| Error::Malformed { what: NEXT.into(), detail })?;
+        self.queue.extend(events.into_iter().map(Notice::Event));
+        Ok(())
+    }
+
+    /// The kernel reports one ENOBUFS, and then drops events in silence until the buffer was empty once
+    /// (netlink_overrun(), netlink_rcv_wake()). So what it holds is read first: it is older than the loss.
+    fn overrun(&mut self) -> Result<()> {
+        loop {
+            match netlink::receive(self.socket.as_fd(), &mut self.buffer).map(<[u8]>::len) {
+                Ok(length) => self.enqueue(length)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io(NEXT, error)),
+            }
+        }
+        self.queue.push_back(Notice::Overrun);
+        Ok(())
     }
 }
 
