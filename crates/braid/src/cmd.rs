@@ -1,15 +1,22 @@
 //! One module per command, and the one definition of the command line: parser, help, man pages and
 //! completions all come from here.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use mptcp::Netns;
 
+use crate::output;
+
+mod completion;
 mod echo;
 mod endpoint;
 mod lab;
 mod limits;
+mod man;
 mod monitor;
 mod proxy;
 mod show;
@@ -25,6 +32,10 @@ pub const COULD_NOT_RUN: u8 = 2;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Log more: once for details, twice for everything (BRAID_LOG=FILTER chooses)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +47,28 @@ enum Command {
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
+    #[command(hide = true)]
+    Completion(completion::Args),
+    #[command(hide = true)]
+    Man(man::Args),
+}
+
+impl Cli {
+    /// Parses `args`, the program's name included: under a name of the sample application ([`echo::PUBLISHED`])
+    /// the program is that. An error, or what `--help` and `--version` ask for, has been printed when this
+    /// returns an exit code.
+    pub fn from_command_line(args: impl Iterator<Item = OsString>) -> Result<Self, ExitCode> {
+        Self::try_parse_from(echo::translate(args.collect())).map_err(|error| {
+            if error.use_stderr()
+                && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            {
+                output::note(format_args!("braid: {}", one_line(&error.to_string())));
+            } else if let Err(error) = error.print() {
+                tracing::debug!(%error, "help not printed");
+            }
+            ExitCode::from(if error.use_stderr() { COULD_NOT_RUN } else { 0 })
+        })
+    }
 }
 
 /// Runs a parsed command line.
@@ -48,11 +81,79 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),
+        Command::Completion(args) => completion::run(args, Cli::command()),
+        Command::Man(args) => man::run(args, Cli::command()),
+    }
+}
+
+/// Where a command acts: in the caller's network namespace unless told otherwise.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct Place {
+    /// Act in the network namespace that `ip netns` knows as NAME, or that is bound to a path
+    #[arg(short = 'n', long, value_name = "NAME", help_heading = "Where")]
+    netns: Option<String>,
+    /// Act in the network namespace of the process PID
+    #[arg(long, value_name = "PID", help_heading = "Where")]
+    pid: Option<u32>,
+}
+
+#[allow(dead_code)] // the path-manager commands come next
+impl Place {
+    fn open(&self) -> mptcp::Result<Netns> {
+        match (&self.netns, self.pid) {
+            (Some(path), _) if path.contains('/') => Netns::from_path(path),
+            (Some(name), _) => Netns::named(name),
+            (None, Some(pid)) => Netns::of_pid(pid),
+            (None, None) => Netns::current(),
+        }
     }
 }
 
 /// Runs `future` to its end on a runtime of its own. A command starts the runtime itself, since some have
 /// to do single-threaded things first (enter a user namespace).
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(future);
+    // A thread that waits for the keyboard must not keep the program from ending.
+    runtime.shutdown_background();
+    result
+}
+
+/// A duration above zero as people and Go write it: `5s`, `500ms`, `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: jiff::SignedDuration =
+        text.parse().map_err(|_| "expected a duration such as 5s, 500ms or 1m30s")?;
+    match Duration::try_from(duration) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be above zero".into()),
+    }
+}
+
+/// What clap says over several lines, without the usage.
+fn one_line(message: &str) -> String {
+    let end =
+        message.find("\nUsage:").or_else(|| message.find("\nFor more information")).unwrap_or(message.len());
+    let words: Vec<&str> = message[..end].split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").replace(" tip: ", "; tip: ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "5", "-5s", "0s", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 }

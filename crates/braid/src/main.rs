@@ -1,24 +1,38 @@
 //! The `braid` program: arguments, output, exit codes; nothing else.
 
 mod cmd;
+mod log;
+mod output;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = cmd::Cli::parse();
-    match cmd::run(cli) {
+    let cli = match cmd::Cli::from_command_line(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match log::start(cli.verbose).and_then(|()| cmd::run(cli)) {
         Ok(code) => code,
+        Err(error) if error.downcast_ref().is_some_and(output::WriteError::reader_left) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, whatever the error chain's length: `braid: listen on [::]:80: Permission denied`.
-            eprintln(format_args!("braid: {error:#}"));
+            output::note(format_args!("braid: {}", one_line(&error)));
             ExitCode::from(cmd::COULD_NOT_RUN)
         }
     }
 }
 
-#[allow(clippy::print_stderr)]
-fn eprintln(line: std::fmt::Arguments<'_>) {
-    eprintln!("{line}");
+/// An error and its causes: `listen on [::]:80: Permission denied`. A library's error may name its cause
+/// itself; it is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let cause = cause.split(" (os error ").next().unwrap_or_default();
+        if line.is_empty() {
+            line = cause.into();
+        } else if !line.contains(cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
