@@ -93,6 +93,7 @@ impl Netns {
         let runtime = Handle::try_current().ok();
         on_new_thread(|| {
             let _inside = runtime.as_ref().map(Handle::enter);
+            #[expect(clippy::disallowed_methods, reason = "this thread is ours and ends with `f`")]
             setns(&*self.file, CloneFlags::CLONE_NEWNET)
                 .map_err(|e| denied(format!("enter network namespace {}", self.name), e))?;
             Ok(f())

@@ -18,6 +18,7 @@ pub mod device;
 pub(crate) fn setns_on_exec(command: &mut Command, file: Arc<File>) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns(2) is one bare system
     // call, and turning its error number into io::Error allocates nothing.
+    #[expect(clippy::disallowed_methods, reason = "the child has this one thread")]
     unsafe {
         command.pre_exec(move || Ok(setns(&*file, CloneFlags::CLONE_NEWNET)?));
     }

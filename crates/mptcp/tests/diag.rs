@@ -103,9 +103,9 @@ async fn the_owner_is_this_process() {
     let (a, b) = pair(1);
     let _connection = connect(&a, &b, "10.0.0.2:0").await;
     let program = std::fs::read_to_string("/proc/self/comm").unwrap().trim().to_string();
-    let expected = Owner { pid: std::process::id(), program };
-    assert_eq!(diag::connections(&a).await.unwrap()[0].owners, [expected.clone()]);
-    assert_eq!(diag::connections(&b).await.unwrap()[0].owners, [expected]);
+    let expected = [Owner { pid: std::process::id(), program }];
+    assert_eq!(diag::connections(&a).await.unwrap()[0].owners, expected);
+    assert_eq!(diag::connections(&b).await.unwrap()[0].owners, expected);
 }
 
 #[tokio::test]

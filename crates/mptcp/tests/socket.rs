@@ -2,8 +2,6 @@
 
 mod net;
 
-use std::process::Command;
-
 use mptcp::info::{self, Status};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, EventKind, Events, Limits};
 use mptcp::socket::{self, Options, Protocol};
@@ -154,38 +152,4 @@ async fn dial_tries_the_next_address_and_reports_the_last_error() {
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
     let error = socket::dial("no.such.host.invalid:80", &options).await.unwrap_err().to_string();
     assert!(error.starts_with("resolve no.such.host.invalid:80: "), "{error}");
-}
-
-/// Runs this test program again for the one test `name`, with `BRAID_MPTCP` set.
-fn run_again(name: &str, value: &str) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored"])
-        .env("BRAID_MPTCP", value)
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
-}
-
-#[test]
-fn the_environment_turns_mptcp_off() {
-    run_again("the_default_is_tcp", "0");
-    run_again("the_default_is_mptcp", "1");
-}
-
-#[tokio::test]
-#[ignore = "run by the_environment_turns_mptcp_off"]
-async fn the_default_is_tcp() {
-    let (a, b) = pair(1);
-    let connection = connect(&a, &b, "10.0.0.2:0").await;
-    assert_eq!(info::of(&connection.client).unwrap(), Status::Tcp);
-    assert_eq!(net::output(&b, "ss", "-HMnl"), "");
-}
-
-#[tokio::test]
-#[ignore = "run by the_environment_turns_mptcp_off"]
-async fn the_default_is_mptcp() {
-    let (a, b) = pair(1);
-    let connection = connect(&a, &b, "10.0.0.2:0").await;
-    assert!(info::of(&connection.client).unwrap().is_mptcp());
 }

@@ -1,10 +1,9 @@
 //! Two hosts in network namespaces of their own, joined by veth pairs.
-#![allow(dead_code, unused_macros)] // each test file uses a part
+#![allow(dead_code)] // each test file uses a part
 
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use mptcp::info::Status;
@@ -115,21 +114,8 @@ pub async fn event_of(events: &mut Events, kind: EventKind) -> Event {
     event(events, &kind.to_string(), |event| event.kind == kind).await
 }
 
-/// A process in `netns`, killed when dropped.
-pub struct Process(pub std::process::Child);
-
-impl Process {
-    pub fn start(netns: &Netns, program: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
-        netns.enter_on_exec(&mut command);
-        Process(command.spawn().unwrap_or_else(|e| panic!("{program}: {e}")))
-    }
-
-    pub fn write(&mut self, text: &str) {
-        self.0.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
-    }
-}
+/// A process, killed when dropped.
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
