@@ -469,3 +469,118 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+drain = "5s"
+
+[[service]]
+name = "web"
+listen = "tcp://:5555"
+to = "mptcp://server.example:4444"
+"#;
+
+    fn read(text: &str, over: &Settings) -> Result<Config> {
+        Config::from_toml(text, Path::new("proxy.toml"), over, &Process::default())
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_the_file_before_the_defaults() {
+        let file = format!("{GOOD}idle_timeout = \"1m 30s\"\nmax_connections = 7\nrequire_mptcp = true\n");
+        let over = Settings { max_connections: Some(8), require_mptcp: Some(false), ..Settings::default() };
+        let config = read(&file, &over).unwrap();
+        let service = &config.services[0];
+        assert_eq!(service.max_connections, 8);
+        assert!(!service.require_mptcp);
+        assert_eq!(service.idle_timeout, Some(Duration::from_secs(90)));
+        assert_eq!(service.connect_timeout, Duration::from_secs(10));
+        assert_eq!(service.keepalive, Some(Duration::from_secs(60)));
+        assert!(service.nodelay);
+        assert_eq!(config.process.drain_or_default(), Duration::from_secs(5));
+        let shorter = Process { drain: Some(Duration::from_secs(1)), ..Process::default() };
+        let config =
+            Config::from_toml(GOOD, Path::new("proxy.toml"), &Settings::default(), &shorter).unwrap();
+        assert_eq!(config.process.drain_or_default(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn addresses_read_what_they_write() {
+        for text in ["tcp://[::]:5555", "mptcp://10.0.0.1:4444", "tcp://[2001:db8::1]:1"] {
+            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        }
+        assert_eq!("tcp://:5555".parse::<Listen>().unwrap().to_string(), "tcp://[::]:5555");
+        assert_eq!("tcp://localhost:5201".parse::<Target>().unwrap().to_string(), "tcp://localhost:5201");
+    }
+
+    #[test]
+    fn bad_input_is_refused_with_file_line_and_key() {
+        let service =
+            |lines: &str| format!("[[service]]\nlisten = \"tcp://:1\"\nto = \"tcp://a:1\"\n{lines}\n");
+        for (text, message) in [
+            ("", "proxy.toml: no [[service]] in it"),
+            ("x = 1", "proxy.toml:1: x: unknown field `x`, expected one of `metrics`, `drain`, `service`"),
+            ("metrics = \"9100\"", "proxy.toml:1: metrics: invalid socket address syntax"),
+            ("a = = 1", "proxy.toml:1: "),
+            ("[[service]]", "proxy.toml: service[0]: listen is missing"),
+            ("[[service]]\nlisten = \"tcp://:1\"", "proxy.toml: service[0]: to is missing"),
+            (&service("\nlisten_on = 5"), "proxy.toml:5: service[0].listen_on: unknown field `listen_on`"),
+            (&service("nodelay = 1"), "proxy.toml:4: service[0].nodelay: invalid type: integer `1`"),
+            (&service("idle_timeout = \"5\""), "proxy.toml:4: service[0].idle_timeout: \"5\" is not a time"),
+            (
+                &service("idle_timeout = \"-5s\""),
+                "proxy.toml:4: service[0].idle_timeout: \"-5s\" is negative",
+            ),
+            (
+                &service("connect_timeout = \"0s\""),
+                "proxy.toml: service[0]: connect_timeout: must be more than 0s",
+            ),
+            (
+                &service("allow = [\"10.0.0.0/33\"]"),
+                "proxy.toml:4: service[0].allow[0]: 10.0.0.0/33 is neither",
+            ),
+            (&service("send_proxy = \"v3\""), "proxy.toml:4: service[0].send_proxy: unknown variant `v3`"),
+            (&service("max_connections = -1"), "proxy.toml:4: service[0].max_connections: invalid value"),
+            (&service("proxy_from = [\"::1\"]"), "proxy.toml: service[0]: proxy_from: means nothing without"),
+            (
+                &[service("name = \"x\""), service("name = \"y\"")].concat(),
+                "proxy.toml: services x and y have the same listening address [::]:1",
+            ),
+            (
+                &[service("name = \"x\""), service("name = \"x\"").replace(":1", ":2")].concat(),
+                "proxy.toml: services x and x have the same name x",
+            ),
+            (
+                "[[service]]\n\nlisten = \"tcp://:0\"",
+                "proxy.toml:3: service[0].listen: tcp://:0: port 0 cannot be used",
+            ),
+            (
+                "[[service]]\nlisten = \"tcp://:65536\"",
+                "proxy.toml:2: service[0].listen: tcp://:65536: port \"65536\" is",
+            ),
+            ("[[service]]\nlisten = \"udp://:1\"", "proxy.toml:2: service[0].listen: udp:// is neither"),
+            (
+                "[[service]]\nlisten = \":1\"",
+                "proxy.toml:2: service[0].listen: :1 does not begin with tcp://",
+            ),
+            (
+                "[[service]]\nlisten = \"tcp://::1:1\"",
+                "proxy.toml:2: service[0].listen: tcp://::1:1: an IPv6 address is",
+            ),
+            ("[[service]]\nlisten = \"tcp://[::1\"", "proxy.toml:2: service[0].listen: tcp://[::1: port"),
+            (
+                "[[service]]\nlisten = \"tcp://name:1\"",
+                "proxy.toml:2: service[0].listen: name is not an IP address",
+            ),
+            ("[[service]]\nto = \"tcp://:1\"", "proxy.toml:2: service[0].to: tcp://:1 names no host"),
+            ("[[service]]\nto = \"tcp://a\"", "proxy.toml:2: service[0].to: tcp://a has no port"),
+        ] {
+            let error = read(text, &Settings::default()).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{text}\nsays     {error}\nexpected {message}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -55,7 +55,7 @@ fn a_closed_half_travels_through_the_chain_and_the_other_half_stays_open() {
         for service in ["client", "server"] {
             shows(&relay, &format!(r#"ended_total{{service="{service}",reason="closed",fault="none"}} 2"#))
                 .await;
-            shows(&relay, &format!(r#"relayed_bytes_total{{service="{service}",direction="to_server"}} 29"#))
+            shows(&relay, &format!(r#"relayed_bytes_total{{service="{service}",direction="to_server"}} 31"#))
                 .await;
             shows(&relay, &format!(r#"fallbacks_total{{service="{service}",leg="client"}} 0"#)).await;
             shows(&relay, &format!(r#"fallbacks_total{{service="{service}",leg="server"}} 0"#)).await;
@@ -127,8 +127,7 @@ fn an_unreachable_server_is_the_servers_fault_and_the_client_learns_it() {
         for (port, server) in [(5555, "tcp://127.0.0.1:5201"), (5556, "mptcp://127.0.0.1:5202")] {
             let listen = format!("tcp://127.0.0.1:{port}");
             let relay = start(&service(&listen, server, r#"connect_timeout = "200ms""#)).await;
-            let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-            assert!(read_to_end(&mut client).await.is_err(), "{server}");
+            refused("127.0.0.1:0", &format!("127.0.0.1:{port}"), b"").await;
             shows(&relay, r#"ended_total{service="s",reason="unreachable",fault="server"} 1"#).await;
         }
         drop(full);
@@ -146,8 +145,7 @@ fn a_server_that_speaks_only_tcp_is_counted_and_with_require_mptcp_refused() {
 
         let strict = "require_mptcp = true";
         let relay = start(&service("tcp://127.0.0.1:5556", "mptcp://127.0.0.1:5201", strict)).await;
-        let mut client = TcpStream::connect("127.0.0.1:5556").await.unwrap();
-        assert!(read_to_end(&mut client).await.is_err());
+        refused("127.0.0.1:0", "127.0.0.1:5556", b"").await;
         shows(&relay, r#"fallbacks_total{service="s",leg="server"} 1"#).await;
         shows(&relay, r#"ended_total{service="s",reason="not_mptcp",fault="server"} 1"#).await;
     });
@@ -159,8 +157,7 @@ fn a_client_that_speaks_only_tcp_is_counted_and_with_require_mptcp_refused() {
         let listener = listen("127.0.0.1:5201").await;
         let strict = "require_mptcp = true";
         let relay = start(&service("mptcp://127.0.0.1:4444", "tcp://127.0.0.1:5201", strict)).await;
-        let mut client = TcpStream::connect("127.0.0.1:4444").await.unwrap();
-        assert!(read_to_end(&mut client).await.is_err());
+        refused("127.0.0.1:0", "127.0.0.1:4444", b"").await;
         shows(&relay, r#"fallbacks_total{service="s",leg="client"} 1"#).await;
         shows(&relay, r#"ended_total{service="s",reason="not_mptcp",fault="client"} 1"#).await;
 
@@ -280,9 +277,7 @@ fn a_bad_missing_or_slow_proxy_header_ends_the_connection_before_the_server_sees
             b"PROXY TCP4 10.1.".into(),
         ];
         for (index, bytes) in bad.iter().enumerate() {
-            let mut client = TcpStream::connect("127.0.0.1:5555").await.unwrap();
-            client.write_all(bytes).await.unwrap();
-            assert!(read_to_end(&mut client).await.is_err(), "{}", String::from_utf8_lossy(bytes));
+            refused("127.0.0.1:0", "127.0.0.1:5555", bytes).await;
             let count = index + 1;
             shows(
                 &relay,
@@ -300,14 +295,10 @@ fn proxy_headers_of_strangers_are_refused() {
         let listener = listen("127.0.0.1:5201").await;
         let options = "accept_proxy = true\nproxy_from = [\"127.0.0.2\"]";
         let relay = start(&service("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5201", options)).await;
-        for (from, served) in [("127.0.0.2:0", true), ("127.0.0.3:0", false)] {
-            let mut client = connect_from(from, "127.0.0.1:5555").await;
-            client.write_all(b"PROXY UNKNOWN\r\n").await.unwrap();
-            match served {
-                true => drop(timeout(PATIENCE, listener.accept()).await.unwrap().unwrap()),
-                false => assert!(read_to_end(&mut client).await.is_err()),
-            }
-        }
+        let mut friend = connect_from("127.0.0.2:0", "127.0.0.1:5555").await;
+        friend.write_all(b"PROXY UNKNOWN\r\n").await.unwrap();
+        timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+        refused("127.0.0.3:0", "127.0.0.1:5555", b"PROXY UNKNOWN\r\n").await;
         shows(&relay, r#"reason="bad_header",fault="client"} 1"#).await;
     });
 }
@@ -320,14 +311,14 @@ fn allow_and_deny_judge_the_client_by_network() {
         let relay = start(&service("tcp://:5555", "tcp://127.0.0.1:5201", options)).await;
         let mut denied = 0;
         for (from, served) in [(1, true), (3, true), (4, false), (5, false), (6, true), (8, false)] {
-            let mut client = connect_from(&format!("127.0.0.{from}:0"), "127.0.0.1:5555").await;
-            match served {
-                true => drop(timeout(PATIENCE, listener.accept()).await.expect("served").unwrap()),
-                false => {
-                    denied += 1;
-                    assert!(read_to_end(&mut client).await.is_err(), "127.0.0.{from}");
-                    shows(&relay, &format!(r#"reason="denied",fault="client"}} {denied}"#)).await;
-                }
+            let source = format!("127.0.0.{from}:0");
+            if served {
+                let _client = connect_from(&source, "127.0.0.1:5555").await;
+                timeout(PATIENCE, listener.accept()).await.expect("served").unwrap();
+            } else {
+                denied += 1;
+                refused(&source, "127.0.0.1:5555", b"").await;
+                shows(&relay, &format!(r#"reason="denied",fault="client"}} {denied}"#)).await;
             }
         }
     });
@@ -344,10 +335,10 @@ fn a_connection_over_the_limit_is_refused_and_places_become_free_again() {
 
         let (one, _server_one) = (from("127.0.0.1:0").await, served().await);
         let (_two, _server_two) = (from("127.0.0.1:0").await, served().await);
-        assert!(read_to_end(&mut from("127.0.0.1:0").await).await.is_err());
+        refused("127.0.0.1:0", "127.0.0.1:5555", b"").await;
         shows(&relay, r#"reason="source_full",fault="client"} 1"#).await;
         let (_three, _server_three) = (from("127.0.0.2:0").await, served().await);
-        assert!(read_to_end(&mut from("127.0.0.3:0").await).await.is_err());
+        refused("127.0.0.3:0", "127.0.0.1:5555", b"").await;
         shows(&relay, r#"reason="service_full",fault="relay"} 1"#).await;
 
         reset(one);
@@ -361,7 +352,7 @@ fn a_silent_connection_ends_after_the_idle_timeout_and_a_talking_one_does_not() 
     in_network(async {
         let listener = listen("127.0.0.1:5201").await;
         let relay =
-            start(&service("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5201", r#"idle_timeout = "1s""#)).await;
+            start(&service("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5201", r#"idle_timeout = "3s""#)).await;
         let (mut talking, mut server) = through(&listener, "127.0.0.1:5555").await;
         let (mut silent, _server) = through(&listener, "127.0.0.1:5555").await;
         let mut byte = [0];
@@ -431,11 +422,10 @@ fn a_reload_begins_stops_and_changes_services_and_live_connections_stay() {
 
         relay.reload(two("deny = [\"127.0.0.0/8\"]", "tcp://127.0.0.1:5557").unwrap()).await.unwrap();
         // Changed: refuses new connections now. Gone: does not listen. New: serves.
-        let mut denied = TcpStream::connect("127.0.0.1:5555").await.unwrap();
-        assert!(read_to_end(&mut denied).await.is_err());
+        refused("127.0.0.1:0", "127.0.0.1:5555", b"").await;
         shows(&relay, r#"ended_total{service="s",reason="denied",fault="client"} 1"#).await;
-        let refused = TcpStream::connect("127.0.0.1:5556").await.unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let error = TcpStream::connect("127.0.0.1:5556").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         through(&listener, "127.0.0.1:5557").await;
         talk(kept_client, kept_server).await;
         talk(gone_client, gone_server).await;
@@ -449,8 +439,7 @@ fn a_reload_begins_stops_and_changes_services_and_live_connections_stay() {
             config
         }] {
             relay.reload(bad).await.unwrap_err();
-            let mut denied = TcpStream::connect("127.0.0.1:5555").await.unwrap();
-            assert!(read_to_end(&mut denied).await.is_err());
+            refused("127.0.0.1:0", "127.0.0.1:5555", b"").await;
             through(&listener, "127.0.0.1:5557").await;
         }
         shows(&relay, r#"reloads_total{result="ok"} 1"#).await;
@@ -562,6 +551,19 @@ async fn listen(at: &str) -> TcpListener {
 async fn connect_from(from: &str, to: &str) -> TcpStream {
     let options = Options { protocol: Protocol::Tcp, bind: Some(addr(from)), ..Options::default() };
     socket::connect(addr(to), &options).await.unwrap()
+}
+
+/// Connects to `to`, sends `bytes`, and sees the connection reset: while it connects, writes or reads.
+async fn refused(from: &str, to: &str, bytes: &[u8]) {
+    let options = Options { protocol: Protocol::Tcp, bind: Some(addr(from)), ..Options::default() };
+    let number = match socket::connect(addr(to), &options).await {
+        Ok(mut client) => {
+            let _ = client.write_all(bytes).await;
+            read_to_end(&mut client).await.unwrap_err().raw_os_error()
+        }
+        Err(error) => error.raw_os_error(),
+    };
+    assert_eq!(number, Some(libc::ECONNRESET), "{to} {}", String::from_utf8_lossy(bytes));
 }
 
 /// A connection through the relay at `at` to `listener`: both ends of it, proven to be joined.

@@ -1,6 +1,5 @@
 //! `braid proxy`: the command line of the relay.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +7,6 @@ use anyhow::{Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay::Config;
 use relay::config::{Process, Settings};
-use tracing_subscriber::EnvFilter;
 
 /// Relay connections between TCP and MPTCP
 ///
@@ -53,11 +51,6 @@ enum Mode {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("BRAID_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
     let Args { config, check, short, settings, process } = args;
     let settings = short.under(settings)?;
     let load = || match &config {
