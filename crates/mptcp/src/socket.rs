@@ -174,7 +174,7 @@ fn open_here(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
     }
     if let Some(idle) = options.keepalive {
         socket.set_keepalive(true)?;
-        // MPTCP sockets take TCP_KEEPIDLE since Linux 6.12 only; SO_KEEPALIVE alone still probes.
+        // Older kernels refuse TCP_KEEPIDLE on MPTCP sockets; SO_KEEPALIVE alone still probes.
         let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle));
     }
     if let Some(bytes) = options.send_buffer {

@@ -126,6 +126,8 @@ async fn a_refusal_names_the_object_and_keeps_the_kernels_words() {
         assert!(error.to_string().starts_with(expected), "{error}");
         assert!(matches!(error, Error::Kernel { extack: Some(words), .. } if !words.is_empty()), "{error:?}");
     }
+    let refused = client.delete_endpoint(AddrId(0), None).await.unwrap_err().to_string();
+    assert_eq!(refused, "delete endpoint id 0: needs the address too");
     assert_eq!(client.endpoints().await.unwrap(), [endpoint]);
 }
 

@@ -96,6 +96,9 @@ async fn refusals_name_the_subflow_and_the_connection() {
     let connection = connect(&a, &b, "10.0.0.2:0").await;
     let refused = pm.destroy_subflow(token(&connection.client), local, remote).await.unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ESRCH));
+    let refused =
+        pm.create_subflow(token(&connection.client), Address { id: None, ..local }, remote, none).await;
+    assert!(refused.unwrap_err().to_string().ends_with(": the local address needs an id"));
     let refused = pm.announce(Token(1), local).await.unwrap_err().to_string();
     assert!(
         refused.starts_with("announce 10.0.0.1 id 1 port 1 on 00000001: Invalid argument (kernel: "),

@@ -1,5 +1,6 @@
 //! Requests to the path manager of one network namespace.
 
+use std::io;
 use std::net::IpAddr;
 
 use netlink_bindings::mptcp_pm::{OpGetAddrDo, OpGetLimitsDo, PushAddress, Request};
@@ -46,7 +47,8 @@ impl Client {
         parse_endpoint(&what, first(&what, &answer)?)
     }
 
-    /// Adds an endpoint (`MPTCP_PM_CMD_ADD_ADDR`). EEXIST where its address or id is taken.
+    /// Adds an endpoint (`MPTCP_PM_CMD_ADD_ADDR`). EEXIST or EBUSY where its address or
+    /// id is taken.
     ///
     /// Kernels ignore flags that they do not know; then the endpoint is taken back and the result is
     /// [`Error::Unsupported`].
@@ -62,6 +64,8 @@ impl Client {
     pub async fn delete_endpoint(&self, id: AddrId, ip: Option<IpAddr>) -> Result<()> {
         let what = match ip {
             Some(ip) => format!("delete endpoint {ip} id {id}"),
+            // The kernel would find nothing to do, in silence.
+            None if id == AddrId(0) => return Err(invalid("delete endpoint id 0", "needs the address too")),
             None => format!("delete endpoint id {id}"),
         };
         let mut request = Request::new().op_del_addr_do();
@@ -129,7 +133,9 @@ impl Client {
         self.request(&format!("remove address id {id} on {token}"), 0, &request, USERSPACE).map(drop)
     }
 
-    /// Opens a subflow (MP_JOIN; userspace path manager, Linux 5.19 and newer). Of `flags` BACKUP has a meaning.
+    /// Opens a subflow (MP_JOIN; userspace path manager, Linux 5.19 and newer). `local` needs an id, one of its own
+    /// unless it is the address of another subflow; of `flags` BACKUP has a meaning.
+    ///
     /// Returns when the handshake has begun; [`super::EventKind::SubflowEstablished`] tells that it has ended well.
     pub async fn create_subflow(
         &self,
@@ -138,11 +144,15 @@ impl Client {
         remote: Address,
         flags: EndpointFlags,
     ) -> Result<()> {
+        let what = format!("create subflow {local} to {remote} on {token}");
+        if local.id.is_none() {
+            // The kernel would take it for id 0, the address that the connection was opened on.
+            return Err(invalid(what, "the local address needs an id"));
+        }
         let mut request = Request::new().op_subflow_create_do();
         let address = push_address(request.encode().push_token(token.0).nested_addr(), local, flags);
         push_address(address.end_nested().nested_addr_remote(), remote, EndpointFlags::empty());
-        self.request(&format!("create subflow {local} to {remote} on {token}"), 0, &request, USERSPACE)
-            .map(drop)
+        self.request(&what, 0, &request, USERSPACE).map(drop)
     }
 
     /// Closes a subflow (userspace path manager, Linux 5.19 and newer). Needs addresses and ports of both ends,
@@ -289,6 +299,10 @@ fn parse_endpoint(what: &str, message: &[u8]) -> Result<Endpoint> {
         port: attributes.get_port().unwrap_or(0),
         ifindex: attributes.get_if_idx().unwrap_or(0) as u32,
     })
+}
+
+fn invalid(what: impl Into<String>, why: &str) -> Error {
+    Error::io(what, io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
 fn malformed(what: &str, detail: impl ToString) -> Error {

@@ -29,7 +29,7 @@ bitflags::bitflags! {
 pub struct Address {
     /// The address. IPv4-mapped IPv6 addresses stay as they are: the kernel tells them apart.
     pub ip: IpAddr,
-    /// Address id; `None` lets the kernel choose.
+    /// Address id; `None` where the command does not need it.
     pub id: Option<AddrId>,
     /// Port; 0 means that of the connection.
     pub port: u16,
