@@ -1,11 +1,12 @@
 //! One module per command, and the one definition of the command line: parser, help, man pages and
 //! completions all come from here.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use mptcp::Netns;
 
@@ -39,6 +40,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one, once
 enum Command {
     Proxy(proxy::Args),
     Lab(lab::Args),
@@ -88,17 +90,15 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 
 /// Where a command acts: in the caller's network namespace unless told otherwise.
 #[derive(Debug, clap::Args)]
-#[group(multiple = false)]
 struct Place {
     /// Act in the network namespace that `ip netns` knows as NAME, or that is bound to a path
-    #[arg(short = 'n', long, value_name = "NAME", help_heading = "Where")]
+    #[arg(short = 'n', long, global = true, value_name = "NAME", help_heading = "Where")]
     netns: Option<String>,
     /// Act in the network namespace of the process PID
-    #[arg(long, value_name = "PID", help_heading = "Where")]
+    #[arg(long, global = true, value_name = "PID", conflicts_with = "netns", help_heading = "Where")]
     pid: Option<u32>,
 }
 
-#[allow(dead_code)] // the path-manager commands come next
 impl Place {
     fn open(&self) -> mptcp::Result<Netns> {
         match (&self.netns, self.pid) {
@@ -108,6 +108,40 @@ impl Place {
             (None, None) => Netns::current(),
         }
     }
+}
+
+/// The names of a namespace's interfaces.
+#[derive(Debug, Default)]
+struct Interfaces(HashMap<u32, String>);
+
+impl Interfaces {
+    fn of(netns: &Netns) -> Result<Self> {
+        let read = || {
+            let named = |i: &nix::net::if_::Interface| (i.index(), i.name().to_string_lossy().into_owned());
+            nix::net::if_::if_nameindex().map(|list| Interfaces(list.iter().map(named).collect()))
+        };
+        netns.run(read)?.context("list the interfaces")
+    }
+
+    fn name(&self, index: u32) -> Option<&str> {
+        self.0.get(&index).map(String::as_str)
+    }
+}
+
+/// Is `word` a keyword of iproute2 or the beginning of one?
+fn abbreviates(word: &str, keyword: &str) -> bool {
+    !word.is_empty() && keyword.starts_with(word)
+}
+
+/// The number after `keyword`: decimal, `0x` hexadecimal or, as iproute2 takes it, `0` octal.
+fn number<T: TryFrom<u64>>(keyword: &str, text: &str) -> Result<T> {
+    let parsed = match (text.strip_prefix("0x"), text.strip_prefix('0')) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16),
+        (None, Some(digits)) if !digits.is_empty() => u64::from_str_radix(digits, 8),
+        _ => text.parse(),
+    };
+    let number = parsed.with_context(|| format!("{keyword}: '{text}' is not a number"))?;
+    T::try_from(number).ok().with_context(|| format!("{keyword}: {text} is too large"))
 }
 
 /// Runs `future` to its end on a runtime of its own. A command starts the runtime itself, since some have

@@ -16,6 +16,12 @@ pub fn raw(bytes: &[u8]) -> Result<(), WriteError> {
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(WriteError)
 }
 
+/// `fields` as a JSON object, in their order.
+pub fn json_object(fields: &[(&str, serde_json::Value)]) -> String {
+    let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
 /// Writes one line to standard error.
 pub fn note(text: impl fmt::Display) {
     // Nobody is left to tell when standard error is closed.
