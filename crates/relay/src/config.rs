@@ -570,7 +570,10 @@ to = "mptcp://server.example:4444"
                 "[[service]]\nlisten = \"tcp://::1:1\"",
                 "proxy.toml:2: service[0].listen: tcp://::1:1: an IPv6 address is",
             ),
-            ("[[service]]\nlisten = \"tcp://[::1\"", "proxy.toml:2: service[0].listen: tcp://[::1: [ without ]"),
+            (
+                "[[service]]\nlisten = \"tcp://[::1\"",
+                "proxy.toml:2: service[0].listen: tcp://[::1: [ without ]",
+            ),
             (
                 "[[service]]\nlisten = \"tcp://name:1\"",
                 "proxy.toml:2: service[0].listen: name is not an IP address",

@@ -112,15 +112,17 @@ impl Listener {
                 }
             };
             backoff = Backoff::default();
+            metrics.accepted.inc();
             let peer = canonical(peer);
+            let span = tracing::info_span!("connection", service = service.name, client = %peer);
             let Some(permit) = limits.admit(service.max_connections) else {
-                metrics.ended(&End::ServiceFull);
-                tracing::info!(service = service.name, client = %peer, fault = %End::ServiceFull.fault(), "{}", End::ServiceFull);
+                let end = End::ServiceFull;
+                metrics.ended(&end);
+                span.in_scope(|| tracing::info!(fault = %end.fault(), "{end}"));
                 // Unread and reset at once: the client need not wait to learn it.
                 let _ = rustix::net::connect_unspec(&client);
                 continue;
             };
-            let span = tracing::info_span!("connection", service = service.name, client = %peer);
             let abort = self.abort.clone();
             let session = Session { service, client, peer, permit, abort, metrics };
             self.sessions.spawn(session.run().instrument(span));

@@ -124,8 +124,10 @@ impl Relay {
 
     /// First everything that can fail, then the change.
     async fn apply(&mut self, config: Config) -> Result<()> {
-        for service in &config.services {
-            check_name(service).await?;
+        // All at once, so that a resolver that does not answer delays us once.
+        let checks: Vec<_> = config.services.iter().map(|s| tokio::spawn(check_name(s.clone()))).collect();
+        for check in checks {
+            check.await.expect("no check panics or is aborted")?;
         }
         let endpoint = match config.process.metrics {
             Some(addr) if self.config.process.metrics != Some(addr) => {
@@ -143,11 +145,10 @@ impl Relay {
         if config.process.metrics != self.config.process.metrics {
             self.endpoint = endpoint;
         }
-        let (kept, gone) = std::mem::take(&mut self.listeners)
-            .into_iter()
-            .partition(|running| config.services.iter().any(|service| service.listen == running.listen));
+        let stays = |running: &Running| config.services.iter().any(|s| s.listen == running.listen);
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.listeners).into_iter().partition(stays);
         self.listeners = kept;
-        for running in Vec::<Running>::from(gone) {
+        for running in gone {
             tracing::info!(listen = %running.listen, "stopped listening");
             running.stop().await;
         }
@@ -204,17 +205,18 @@ impl Running {
 }
 
 /// A server whose name does not resolve is a mistake in the configuration more often than a fault of DNS.
-async fn check_name(service: &Service) -> Result<()> {
-    let Upstream::Fixed(target) = &service.upstream else { return Ok(()) };
+async fn check_name(service: Service) -> Result<()> {
+    let Upstream::Fixed(target) = service.upstream else { return Ok(()) };
     if service.lazy_dns {
         return Ok(());
     }
-    match tokio::net::lookup_host((target.host.as_str(), target.port)).await {
-        Ok(_) => Ok(()),
-        Err(answer) => {
-            Err(Error::Resolve { service: service.name.clone(), host: target.host.clone(), answer })
-        }
-    }
+    let lookup = tokio::net::lookup_host((target.host.as_str(), target.port));
+    let answer = match tokio::time::timeout(service.connect_timeout, lookup).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(answer)) => answer,
+        Err(elapsed) => elapsed.into(),
+    };
+    Err(Error::Resolve { service: service.name, host: target.host, answer })
 }
 
 /// Tells the service manager, if there is one.

@@ -41,7 +41,8 @@ pub struct Session {
 /// What the log line tells beside how it ended.
 #[derive(Default)]
 struct Record {
-    client: Option<SocketAddr>,
+    /// The client that a PROXY header names; the connection's peer is in the span.
+    source: Option<SocketAddr>,
     server: Option<SocketAddr>,
     client_leg: Used,
     server_leg: Used,
@@ -59,13 +60,12 @@ impl Session {
     pub async fn run(self) {
         let Session { service, client, peer, mut permit, abort, metrics } = self;
         let started = Instant::now();
-        metrics.accepted.inc();
         metrics.active.inc();
         let traffic = Traffic {
             to_server: Meter::adding_to(metrics.to_server.clone()),
             to_client: Meter::adding_to(metrics.to_client.clone()),
         };
-        let mut record = Record { client: Some(peer), ..Record::default() };
+        let mut record = Record::default();
         let end = {
             let relay =
                 relay(&service, Socket::new(client), peer, &mut permit, &metrics, &traffic, &mut record);
@@ -78,8 +78,7 @@ impl Session {
         metrics.active.dec();
         metrics.ended(&end);
         tracing::info!(
-            service = service.name,
-            client = record.client.map(tracing::field::display),
+            source = record.source.map(tracing::field::display),
             server = record.server.map(tracing::field::display),
             to_server = traffic.to_server.get(),
             to_client = traffic.to_client.get(),
@@ -109,12 +108,12 @@ async fn relay(
     if service.accept_proxy {
         match accept_header(service, &mut client.stream, peer).await {
             Ok((named, rest)) => {
+                record.source = named.map(|named| named.source);
                 addresses = named.unwrap_or(addresses);
                 early = rest;
             }
             Err(error) => return End::BadHeader(error),
         }
-        record.client = Some(addresses.source);
     }
     let source = addresses.source.ip();
     let listed = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&source));
@@ -213,7 +212,8 @@ fn tune(stream: &TcpStream, service: &Service) {
         let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time));
     }
     if let Some(time) = service.user_timeout {
-        // MPTCP sockets refuse it with ENOPROTOOPT (mptcp_setsockopt_sol_tcp); for those see `stall`.
+        // MPTCP sockets refuse it with ENOPROTOOPT (mptcp_setsockopt_sol_tcp), for those see `stall`; after a
+        // fallback it goes to the TCP subflow (mptcp_setsockopt).
         let _ = socket.set_tcp_user_timeout(Some(time));
     }
 }
@@ -301,11 +301,8 @@ pub(crate) fn is_exhaustion(errno: i32) -> bool {
 }
 
 /// Returns once the peer of an MPTCP connection has acknowledged nothing of what it was sent for the
-/// service's user timeout: what `TCP_USER_TIMEOUT` does for a TCP one, at most a quarter late. Never returns
-/// for TCP connections.
-///
-/// After a fallback the kernel takes data for acknowledged when TCP has it (`__mptcp_clean_una`), so there
-/// TCP's own retransmission limit decides.
+/// service's user timeout: what `TCP_USER_TIMEOUT` does for the others, at most a quarter late. Never returns
+/// for TCP connections and for those that fell back to TCP.
 async fn stall(stream: &TcpStream, leg: Leg, service: &Service) -> End {
     let never = std::future::pending();
     let Some(timeout) = service.user_timeout else { return never.await };
