@@ -5,6 +5,7 @@
 //! and `control` (the socket of a lab that stays up).
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -130,8 +131,22 @@ impl Card {
     }
 
     /// PATH for its programs: its own directory first.
-    pub fn path(&self) -> std::ffi::OsString {
-        path_with(&self.directory.join("bin"))
+    pub fn path(&self) -> OsString {
+        let mut path = self.directory.join("bin").into_os_string();
+        let usual = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        path.push(":");
+        path.push(usual);
+        path
+    }
+
+    /// Where `program` is for its programs: found by [`Card::path`], unless it is a path itself.
+    pub fn program(&self, program: &str) -> PathBuf {
+        let found =
+            std::env::split_paths(&self.path()).map(|dir| dir.join(program)).find(|file| file.is_file());
+        match found {
+            Some(file) if !program.contains('/') => file,
+            _ => program.into(),
+        }
     }
 
     /// The socket on which a lab that stays up takes orders.
@@ -148,14 +163,6 @@ impl Card {
             .and_then(|()| fs::rename(&new, self.directory.join("lab.json")))
             .map_err(|error| Error::io(what(), error))
     }
-}
-
-pub(crate) fn path_with(first: &Path) -> std::ffi::OsString {
-    let mut path = first.as_os_str().to_owned();
-    let usual = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    path.push(":");
-    path.push(usual);
-    path
 }
 
 fn is_locked(directory: &Path) -> bool {

@@ -22,13 +22,18 @@
 //! # Ok(()) }
 //! ```
 
+pub mod control;
 mod error;
 pub mod home;
 mod janitor;
+pub mod judge;
 pub mod link;
 pub mod privilege;
 pub mod process;
+pub mod record;
+pub mod run;
 pub mod scenario;
+mod step;
 mod topology;
 
 pub use error::{Error, Result};

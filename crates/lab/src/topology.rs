@@ -3,10 +3,12 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 use mptcp::Netns;
+use mptcp::netns::NETNS_DIR;
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 use nix::net::if_::if_nametoindex;
 use std::os::unix::process::CommandExt;
@@ -35,7 +37,7 @@ pub struct Options {
 // The fields are dropped in this order: first what uses the namespaces, at last what removes them.
 pub struct Lab {
     processes: IndexMap<String, Process>,
-    links: IndexMap<String, Link>,
+    links: IndexMap<String, Arc<Link>>,
     nodes: IndexMap<String, Netns>,
     card: Card,
     scenario: Scenario,
@@ -80,6 +82,10 @@ impl Lab {
         let mut nodes = IndexMap::new();
         for (node, spec) in &scenario.nodes {
             let namespace = card.namespace(node)?;
+            if options.plain_names && Path::new(NETNS_DIR).join(namespace).exists() {
+                let says = format!("there is one already; with --name NAME this one becomes NAME-{node}");
+                return Err(Error::program(format!("make network namespace {namespace}"), says));
+            }
             janitor.add(namespace)?;
             let netns = Netns::named(namespace)?;
             set_sysctls(&netns, spec)?;
@@ -88,7 +94,7 @@ impl Lab {
         let mut links = IndexMap::new();
         for (name, spec) in &scenario.links {
             let [a, b] = [&spec.a, &spec.b].map(|end| End { netns: &nodes[&end.node], ifname: &end.dev });
-            links.insert(name.clone(), Link::create(a, b, &spec.shape)?);
+            links.insert(name.clone(), Arc::new(Link::create(a, b, &spec.shape)?));
         }
         let lab = Lab {
             processes: IndexMap::new(),
@@ -137,7 +143,7 @@ impl Lab {
     }
 
     /// All links.
-    pub fn links(&self) -> &IndexMap<String, Link> {
+    pub fn links(&self) -> &IndexMap<String, Arc<Link>> {
         &self.links
     }
 
@@ -151,15 +157,8 @@ impl Lab {
     /// # Panics
     /// If the scenario has no such node.
     pub fn command(&self, node: &str, program: &str) -> Command {
-        let path = self.card.path();
-        // Command looks in our own PATH, not in the one that it gives the child.
-        let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
-        let program = match found {
-            Some(file) if !program.contains('/') => file,
-            _ => Path::new(program).into(),
-        };
-        let mut command = Command::new(program);
-        command.current_dir(self.work()).env("PATH", path).process_group(0);
+        let mut command = Command::new(self.card.program(program));
+        command.current_dir(self.work()).env("PATH", self.card.path()).process_group(0);
         self.nodes[node].enter_on_exec(&mut command);
         mptcp::sys::die_with_parent(&mut command);
         command

@@ -1,13 +1,76 @@
-//! `braid lab`.
+//! `braid lab`: networks from scenario files.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Subcommand;
+use lab::scenario::Shelf;
+
+mod enter;
+mod list;
+mod progress;
+mod run;
+mod up;
+mod verdict;
 
 /// Run MPTCP networks in network namespaces, from scenario files
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
 
-pub fn run(_args: Args) -> Result<ExitCode> {
-    anyhow::bail!("not built yet")
+    /// Directory of the scenario files [default: ./scenarios, else those built in]
+    #[arg(long = "scenarios", global = true, value_name = "DIR", env = "BRAID_SCENARIOS")]
+    directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(list::Args),
+    Run(run::Args),
+    Up(up::Args),
+    Exec(enter::Exec),
+    Shell(enter::Shell),
+    Check(up::Check),
+    Down(up::Down),
+    #[command(hide = true)]
+    Hold(up::Args),
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let shelf = Shelf::find(args.directory.clone());
+    match args.command {
+        Command::List(args) => list::run(args, &shelf),
+        Command::Run(args) => run::run(args, &shelf),
+        Command::Up(up) => up::up(up, &shelf, args.directory),
+        Command::Exec(args) => enter::exec(args),
+        Command::Shell(args) => enter::shell(args),
+        Command::Check(args) => up::check(args),
+        Command::Down(args) => up::down(args),
+        Command::Hold(args) => up::hold(args, &shelf),
+    }
+}
+
+/// Which of the running labs.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The lab's name; needed where several are running
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Waits for a signal that asks the program to end.
+async fn end_asked_for() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signals =
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
+    let mut next = || signals.next().unwrap_or_else(|| signal(SignalKind::interrupt()));
+    let (mut interrupt, mut terminate, mut hangup) = (next()?, next()?, next()?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }

@@ -1,0 +1,281 @@
+//! The verdict: what was expected, beside what was seen.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mptcp::pm::EventKind;
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Connection, Record};
+use crate::scenario::{
+    Counts, EventsExpected, Expectation, SameExpected, Scenario, ShareExpected, StallExpected,
+    SubflowsExpected,
+};
+use crate::step::Outcome;
+
+/// What came of a scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verdict {
+    /// `NAME` or `NAME:VARIANT`.
+    pub scenario: String,
+    /// Was everything as expected?
+    pub pass: bool,
+    /// One row for each thing that was expected.
+    pub rows: Vec<Row>,
+    /// What each link has carried.
+    pub paths: Vec<PathGoodput>,
+    /// What each pair of addresses has carried, all its subflows together.
+    pub subflows: Vec<SubflowGoodput>,
+}
+
+/// One thing that was expected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Row {
+    pub name: String,
+    pub expected: String,
+    pub seen: String,
+    pub pass: bool,
+}
+
+/// What a link has carried, in bytes of Ethernet frames, during the steps that ran programs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PathGoodput {
+    /// The link's name.
+    pub link: String,
+    /// From end a to end b.
+    pub a_to_b_bytes: u64,
+    /// From end b to end a.
+    pub b_to_a_bytes: u64,
+    /// Both directions, while any step ran a program, in bits per second.
+    pub bits_per_second: f64,
+}
+
+/// What the subflows between two addresses have carried, payload with retransmissions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SubflowGoodput {
+    /// `10.0.0.2 -> 10.0.0.1:4321`
+    pub subflow: String,
+    /// Bytes sent by the side that opened the connection.
+    pub sent: u64,
+    /// Bytes received by that side.
+    pub received: u64,
+    /// Both directions, while the subflows lived, in bits per second.
+    pub bits_per_second: f64,
+}
+
+/// Have all events that the scenario expects come?
+pub(crate) fn has_settled(scenario: &Scenario, record: &Record) -> bool {
+    scenario.expect.values().all(|expectation| match expectation {
+        Expectation::Events(expected) => judge_events(expected, record).1,
+        _ => true,
+    })
+}
+
+/// Judges what was recorded in a lab whose programs worked in the directory `work`.
+pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, work: &Path) -> Verdict {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, expected: String, (seen, pass): (String, bool)| {
+        rows.push(Row { name: name.into(), expected, seen, pass });
+    };
+    for (name, exit, end) in &outcome.exits {
+        let seen = match end {
+            Ok(code) => format!("exit code {code}"),
+            Err(problem) => problem.clone(),
+        };
+        row(name, format!("exit code {exit}"), (seen, end.is_ok()));
+    }
+    if let Some((step, problem)) = &outcome.failure {
+        row(step, "done".into(), (problem.clone(), false));
+    }
+    if record.overrun {
+        row("recording", "all events".into(), ("some were lost: the socket's buffer overran".into(), false));
+    }
+    for (name, expectation) in &scenario.expect {
+        let (expected, seen) = match expectation {
+            Expectation::Events(expected) => (describe_events(expected), judge_events(expected, record)),
+            Expectation::Subflows(expected) => {
+                (describe_subflows(expected), judge_subflows(expected, record))
+            }
+            Expectation::Share(expected) => (describe_share(expected), judge_share(expected, record)),
+            Expectation::Same(expected) => {
+                (format!("equal SHA-256 of {}", expected.files.join(", ")), judge_same(expected, work))
+            }
+            Expectation::Stall(expected) => (describe_stall(expected), judge_stall(expected, outcome)),
+        };
+        row(name, expected, seen);
+    }
+    Verdict {
+        scenario: scenario.name.clone(),
+        pass: rows.iter().all(|row| row.pass),
+        rows,
+        paths: paths(scenario, record),
+        subflows: subflows(record),
+    }
+}
+
+fn describe_events(expected: &EventsExpected) -> String {
+    let counts = |counts: &Counts, before: &str| {
+        counts.iter().map(|(kind, count)| format!("{} {before}{count}", kind.0)).collect::<Vec<_>>()
+    };
+    [counts(&expected.count, ""), counts(&expected.at_least, "≥ ")].concat().join(", ")
+}
+
+fn judge_events(expected: &EventsExpected, record: &Record) -> (String, bool) {
+    let count = |kind: EventKind| match &expected.during {
+        None => {
+            record.events.iter().filter(|seen| seen.node == expected.node && seen.event.kind == kind).count()
+        }
+        Some(step) => record
+            .connections(&expected.node, Some(step))
+            .iter()
+            .map(|Connection { token, .. }| {
+                record.events_of(&expected.node, *token).filter(|event| event.kind == kind).count()
+            })
+            .sum(),
+    } as u64;
+    let exact = expected.count.iter().map(|(kind, wanted)| (kind, count(kind.0), count(kind.0) == *wanted));
+    let least =
+        expected.at_least.iter().map(|(kind, wanted)| (kind, count(kind.0), count(kind.0) >= *wanted));
+    let seen: Vec<_> = exact.chain(least).collect();
+    let text = seen.iter().map(|(kind, count, _)| format!("{} {count}", kind.0)).collect::<Vec<_>>();
+    (text.join(", "), seen.iter().all(|(.., fits)| *fits))
+}
+
+fn describe_subflows(expected: &SubflowsExpected) -> String {
+    expected.pairs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn judge_subflows(expected: &SubflowsExpected, record: &Record) -> (String, bool) {
+    let connections = record.connections(&expected.node, expected.during.as_deref());
+    let fits = |Connection { subflows, .. }: &Connection| {
+        let wanted = expected.pairs.iter().all(|pair| subflows.iter().any(|(a, b)| pair.matches(*a, *b)));
+        wanted && subflows.iter().all(|(a, b)| expected.pairs.iter().any(|pair| pair.matches(*a, *b)))
+    };
+    match connections.iter().find(|connection| !fits(connection)) {
+        None if connections.is_empty() => ("no connection".into(), false),
+        None => (format!("these, in {}", plural(connections.len(), "connection")), true),
+        Some(odd) if odd.subflows.is_empty() => ("a connection that is not MPTCP".into(), false),
+        Some(odd) => {
+            let pairs: Vec<_> = odd.subflows.iter().map(|(a, b)| format!("{} -> {b}", a.ip())).collect();
+            (pairs.join(", "), false)
+        }
+    }
+}
+
+fn describe_share(expected: &ShareExpected) -> String {
+    let shares = expected.at_least.iter().map(|(link, share)| format!("{link} ≥ {}", percent(share.0)));
+    shares.collect::<Vec<_>>().join(", ")
+}
+
+fn judge_share(expected: &ShareExpected, record: &Record) -> (String, bool) {
+    let bytes = |link: &str| -> Option<u64> {
+        let step = record.step(&expected.during)?;
+        let at = record.links.iter().position(|name| name == link)?;
+        let [before, after] =
+            [step.bytes.0.get(at)?, step.bytes.1.as_ref()?.get(at)?].map(|both| both[0] + both[1]);
+        Some(after - before)
+    };
+    let carried: Option<Vec<_>> =
+        expected.at_least.iter().map(|(link, share)| Some((link, share.0, bytes(link)?))).collect();
+    let Some(carried) = carried else { return ("the step did not come to its end".into(), false) };
+    let total: u64 = carried.iter().map(|(.., bytes)| bytes).sum();
+    if total == 0 {
+        return ("nothing was carried".into(), false);
+    }
+    let share = |bytes: u64| bytes as f64 / total as f64;
+    let seen = carried.iter().map(|(link, _, bytes)| format!("{link} {}", percent(share(*bytes))));
+    (seen.collect::<Vec<_>>().join(", "), carried.iter().all(|(_, least, bytes)| share(*bytes) >= *least))
+}
+
+fn judge_same(expected: &SameExpected, work: &Path) -> (String, bool) {
+    let output =
+        std::process::Command::new("sha256sum").arg("--").args(&expected.files).current_dir(work).output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        Ok(output) => return (String::from_utf8_lossy(&output.stderr).trim().into(), false),
+        Err(error) => return (format!("start sha256sum: {error}"), false),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let sums: Vec<&str> = text.lines().filter_map(|line| line.get(..12)).collect();
+    let whole: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let pass = whole.len() == expected.files.len() && whole.windows(2).all(|pair| pair[0] == pair[1]);
+    let seen = match sums.first() {
+        Some(sum) if pass => format!("{sum}…, {} bytes", size(work, &expected.files[0])),
+        _ => {
+            let each = expected.files.iter().zip(&sums);
+            each.map(|(file, sum)| format!("{file} {sum}… ({} bytes)", size(work, file)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        }
+    };
+    (seen, pass)
+}
+
+fn size(work: &Path, file: &str) -> u64 {
+    std::fs::metadata(work.join(file)).map_or(0, |metadata| metadata.len())
+}
+
+fn describe_stall(expected: &StallExpected) -> String {
+    expected.at_most.map_or("any".into(), |most| format!("≤ {} ms", most.as_millis()))
+}
+
+fn judge_stall(expected: &StallExpected, outcome: &Outcome) -> (String, bool) {
+    match outcome.deliveries.get(&expected.step) {
+        Some(delivery) if delivery.bytes > 0 => {
+            let fits = expected.at_most.is_none_or(|most| delivery.stall <= most);
+            (format!("{} ms without a byte", delivery.stall.as_millis()), fits)
+        }
+        _ => ("nothing arrived".into(), false),
+    }
+}
+
+fn paths(scenario: &Scenario, record: &Record) -> Vec<PathGoodput> {
+    let runs = record
+        .steps
+        .iter()
+        .filter(|step| matches!(scenario.steps.get(&step.name), Some(crate::scenario::Step::Run(_))));
+    let runs: Vec<_> = runs.filter_map(|step| Some((step, step.bytes.1.as_ref()?, step.ended?))).collect();
+    let seconds: f64 = runs.iter().map(|(step, _, ended)| (*ended - step.began).as_secs_f64()).sum();
+    let path = |(at, link): (usize, &String)| {
+        let carried = |way: usize| {
+            runs.iter().map(|(step, after, _)| after[at][way] - step.bytes.0[at][way]).sum::<u64>()
+        };
+        let [a_to_b_bytes, b_to_a_bytes] = [carried(0), carried(1)];
+        let bits_per_second = rate(a_to_b_bytes + b_to_a_bytes, seconds);
+        PathGoodput { link: link.clone(), a_to_b_bytes, b_to_a_bytes, bits_per_second }
+    };
+    record.links.iter().enumerate().map(path).collect()
+}
+
+fn subflows(record: &Record) -> Vec<SubflowGoodput> {
+    let mut pairs = indexmap::IndexMap::<String, (u64, u64, Duration)>::new();
+    for (key, bytes) in &record.subflows {
+        let (sent, received, lived) =
+            pairs.entry(format!("{} -> {}", key.local.ip(), key.remote)).or_default();
+        *sent += bytes.sent;
+        *received += bytes.received;
+        // Connections side by side: the longest of them has lived as long as the pair was in use.
+        *lived = (*lived).max(bytes.last - bytes.first);
+    }
+    pairs.sort_unstable_keys();
+    let row = |(subflow, (sent, received, lived)): (String, (u64, u64, Duration))| SubflowGoodput {
+        subflow,
+        sent,
+        received,
+        bits_per_second: rate(sent + received, lived.as_secs_f64()),
+    };
+    pairs.into_iter().map(row).collect()
+}
+
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { bytes as f64 * 8.0 / seconds } else { 0.0 }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0}%", share * 100.0)
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}

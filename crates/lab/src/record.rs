@@ -1,0 +1,351 @@
+//! What happens in a lab while a scenario runs: path-manager events, bytes over each link and subflow, steps.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use indexmap::IndexMap;
+use mptcp::pm::{Event, EventKind, Events, Notice};
+use mptcp::{Netns, Token};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::link::Link;
+use crate::{Lab, Result};
+
+/// All that was seen. Times are since the recording began.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Events, in the order in which they came.
+    pub events: Vec<Seen>,
+    /// Events were lost: their numbers mean nothing.
+    pub overrun: bool,
+    /// The links' names.
+    pub links: Vec<String>,
+    /// What the links have carried, about ten times a second.
+    pub samples: Vec<Sample>,
+    /// The steps that began, in that order.
+    pub steps: Vec<StepTimes>,
+    /// What each subflow has carried, seen from the node that opened the connection.
+    pub subflows: IndexMap<SubflowKey, SubflowBytes>,
+}
+
+/// An event, where and when.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// When it was read.
+    pub at: Duration,
+    /// In whose network namespace.
+    pub node: String,
+    /// The event.
+    pub event: Event,
+}
+
+/// What the links have carried since the recording began.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When.
+    pub at: Duration,
+    /// Bytes from a to b and from b to a for each link, in the order of [`Record::links`].
+    pub bytes: Vec<[u64; 2]>,
+}
+
+/// A step and its place in the record.
+#[derive(Clone, Debug)]
+pub struct StepTimes {
+    /// Its name.
+    pub name: String,
+    /// When it began.
+    pub began: Duration,
+    /// When it ended; a step in the background ends with its program.
+    pub ended: Option<Duration>,
+    /// How many events there were when it began, and when it ended.
+    pub events: (usize, Option<usize>),
+    /// What the links had carried when it began, and when it ended.
+    pub bytes: (Vec<[u64; 2]>, Option<Vec<[u64; 2]>>),
+}
+
+/// A subflow, in the eyes of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubflowKey {
+    /// Of which connection.
+    pub token: Token,
+    /// The node's own end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+}
+
+/// What a subflow has carried, payload and retransmissions, as far as the last look (five a second) found it.
+#[derive(Clone, Copy, Debug)]
+pub struct SubflowBytes {
+    /// When it was first seen.
+    pub first: Duration,
+    /// When it was last seen.
+    pub last: Duration,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+}
+
+/// The connection that a record speaks of: a token in one namespace.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Connection {
+    pub(crate) token: Option<Token>,
+    pub(crate) subflows: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Record {
+    /// The part of the step `name`.
+    pub fn step(&self, name: &str) -> Option<&StepTimes> {
+        self.steps.iter().find(|step| step.name == name)
+    }
+
+    /// The connections that began in `node`, during the step `during` if one is given.
+    pub(crate) fn connections(&self, node: &str, during: Option<&str>) -> Vec<Connection> {
+        let range = match during {
+            None => 0..self.events.len(),
+            Some(name) => {
+                self.step(name).map_or(0..0, |step| step.events.0..step.events.1.unwrap_or(self.events.len()))
+            }
+        };
+        let began = self.events[range].iter().filter(|seen| seen.node == node);
+        let created = began.filter(|seen| seen.event.kind == EventKind::Created);
+        created
+            .map(|seen| {
+                let token = seen.event.token;
+                let opened = [EventKind::Established, EventKind::SubflowEstablished];
+                let of_it = self.events_of(node, token).filter(|event| opened.contains(&event.kind));
+                Connection { token, subflows: of_it.filter_map(ends).collect() }
+            })
+            .collect()
+    }
+
+    /// The events in `node` that speak of the connection `token`.
+    pub(crate) fn events_of(&self, node: &str, token: Option<Token>) -> impl Iterator<Item = &Event> {
+        self.events
+            .iter()
+            .filter(move |seen| seen.node == node && seen.event.token == token)
+            .map(|seen| &seen.event)
+    }
+
+    /// Nodes with connections that they have opened and that are not closed yet.
+    fn dialing(&self) -> HashSet<&str> {
+        let mut open = HashSet::new();
+        for Seen { node, event, .. } in &self.events {
+            match event.kind {
+                EventKind::Created if event.server_side != Some(true) => {
+                    open.insert((node.as_str(), event.token));
+                }
+                EventKind::Closed => {
+                    open.remove(&(node.as_str(), event.token));
+                }
+                _ => {}
+            }
+        }
+        open.into_iter().map(|(node, _)| node).collect()
+    }
+}
+
+/// Both ends of the subflow that `event` speaks of.
+fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
+    let end = |ip: Option<IpAddr>, port: Option<u16>| Some(SocketAddr::new(ip?.to_canonical(), port?));
+    Some((end(event.local_ip, event.local_port)?, end(event.remote_ip, event.remote_port)?))
+}
+
+/// Fills a [`Record`] until it is dropped.
+pub(crate) struct Recorder {
+    started: Instant,
+    links: Vec<(Weak<Link>, [u64; 2])>,
+    record: Arc<Mutex<Record>>,
+    changed: watch::Receiver<()>,
+    readers: Vec<mpsc::Sender<oneshot::Sender<()>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Recorder {
+    /// Subscribes to the events of all nodes of `lab`.
+    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        let started = Instant::now();
+        let record = Record { links: lab.links().keys().cloned().collect(), ..Record::default() };
+        let record = Arc::new(Mutex::new(record));
+        let (changes, changed) = watch::channel(());
+        let changes = Arc::new(changes);
+        let mut tasks = JoinSet::new();
+        let mut readers = Vec::new();
+        for (node, netns) in lab.nodes() {
+            let events = Events::subscribe(netns)?;
+            let (flush, flushes) = mpsc::channel(1);
+            readers.push(flush);
+            let reader = Reader {
+                node: node.clone(),
+                started,
+                record: Arc::clone(&record),
+                changes: Arc::clone(&changes),
+            };
+            tasks.spawn(reader.run(events, flushes));
+        }
+        let mut links = Vec::new();
+        for link in lab.links().values() {
+            links.push((Arc::downgrade(link), counters(link)));
+        }
+        tasks.spawn(sample_links(started, links.clone(), Arc::clone(&record)));
+        tasks.spawn(sample_subflows(started, lab.nodes().clone(), Arc::clone(&record)));
+        Ok(Recorder { started, links, record, changed, readers, _tasks: tasks })
+    }
+
+    /// The record up to now.
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
+        lock(&self.record)
+    }
+
+    /// Waits until `enough` says so of the record; tried anew with each event.
+    pub(crate) async fn wait_for(&self, mut enough: impl FnMut(&Record) -> bool) {
+        let mut changed = self.changed.clone();
+        loop {
+            changed.mark_unchanged();
+            if enough(&self.record()) {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                // The readers have ended with an error, which the record shows as an overrun.
+                return;
+            }
+        }
+    }
+
+    /// Notes that a step begins.
+    pub(crate) async fn begin(&self, name: &str) {
+        self.flush().await;
+        let (began, bytes) = (self.started.elapsed(), link_bytes(&self.links));
+        let mut record = self.record();
+        let events = (record.events.len(), None);
+        record.steps.push(StepTimes { name: name.into(), began, ended: None, events, bytes: (bytes, None) });
+    }
+
+    /// Notes that a step ends.
+    pub(crate) async fn end(&self, name: &str) {
+        self.flush().await;
+        let (ended, bytes) = (self.started.elapsed(), link_bytes(&self.links));
+        let mut record = self.record();
+        let events = record.events.len();
+        if let Some(step) = record.steps.iter_mut().find(|step| step.name == name) {
+            step.ended = Some(ended);
+            step.events.1 = Some(events);
+            step.bytes.1 = Some(bytes);
+        }
+    }
+
+    /// Waits until all events that the kernel has sent so far are in the record.
+    async fn flush(&self) {
+        // The runtime learns from the kernel that a socket has something to read when it has nothing else to do.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for reader in &self.readers {
+            let (done, is_done) = oneshot::channel();
+            if reader.send(done).await.is_ok() {
+                let _ = is_done.await;
+            }
+        }
+    }
+}
+
+struct Reader {
+    node: String,
+    started: Instant,
+    record: Arc<Mutex<Record>>,
+    changes: Arc<watch::Sender<()>>,
+}
+
+impl Reader {
+    async fn run(self, mut events: Events, mut flushes: mpsc::Receiver<oneshot::Sender<()>>) {
+        loop {
+            tokio::select! {
+                // A flush is answered only when there is nothing to read.
+                biased;
+                notice = events.next() => {
+                    let at = self.started.elapsed();
+                    let mut record = lock(&self.record);
+                    match notice {
+                        Ok(Notice::Event(event)) => record.events.push(Seen { at, node: self.node.clone(), event }),
+                        Ok(Notice::Overrun) => record.overrun = true,
+                        Err(error) => {
+                            tracing::warn!(%error, node = self.node, "no more events");
+                            record.overrun = true;
+                            return;
+                        }
+                    }
+                    drop(record);
+                    self.changes.send_replace(());
+                }
+                Some(done) = flushes.recv() => {
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+}
+
+async fn sample_links(started: Instant, links: Vec<(Weak<Link>, [u64; 2])>, record: Arc<Mutex<Record>>) {
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tick.tick().await;
+        let sample = Sample { at: started.elapsed(), bytes: link_bytes(&links) };
+        lock(&record).samples.push(sample);
+    }
+}
+
+async fn sample_subflows(started: Instant, nodes: IndexMap<String, Netns>, record: Arc<Mutex<Record>>) {
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let dialing: Vec<String> = lock(&record).dialing().into_iter().map(String::from).collect();
+        for node in dialing {
+            // A look that fails shows less, and decides nothing.
+            let Ok(connections) = mptcp::diag::connections(&nodes[&node]).await else { continue };
+            let now = started.elapsed();
+            let mut record = lock(&record);
+            for connection in connections {
+                for subflow in connection.subflows {
+                    let [local, remote] = [subflow.local, subflow.remote]
+                        .map(|end| SocketAddr::new(end.ip().to_canonical(), end.port()));
+                    let key = SubflowKey { token: connection.token, local, remote };
+                    let bytes = SubflowBytes {
+                        first: record.subflows.get(&key).map_or(now, |before| before.first),
+                        last: now,
+                        sent: subflow.bytes_sent,
+                        received: subflow.bytes_received,
+                    };
+                    record.subflows.insert(key, bytes);
+                }
+            }
+        }
+    }
+}
+
+/// What each link has carried since its counters were those given beside it.
+fn link_bytes(links: &[(Weak<Link>, [u64; 2])]) -> Vec<[u64; 2]> {
+    links
+        .iter()
+        .map(|(link, [a_to_b, b_to_a])| {
+            let now = link.upgrade().map_or([0; 2], |link| counters(&link));
+            [now[0].saturating_sub(*a_to_b), now[1].saturating_sub(*b_to_a)]
+        })
+        .collect()
+}
+
+fn counters(link: &Link) -> [u64; 2] {
+    match link.counters() {
+        Ok(counters) => [counters.a_to_b_bytes, counters.b_to_a_bytes],
+        Err(error) => {
+            tracing::warn!(%error, "a link's counters are missing");
+            [0; 2]
+        }
+    }
+}
+
+fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,51 @@
+//! A scenario from its first process to its verdict.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::judge::{self, Verdict};
+use crate::record::{Record, Recorder};
+use crate::{Lab, Result, step};
+
+/// How far a scenario has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// Its programs are being started.
+    Starting,
+    /// A step begins.
+    Step {
+        /// Its name.
+        name: String,
+        /// From 1.
+        number: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// All steps are done; the last events may still come.
+    Judging,
+}
+
+/// How long the path manager may take to tell of what the steps have done.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Runs the scenario of `lab` in it, from a fresh start of all its processes.
+pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict, Record)> {
+    progress(Progress::Starting);
+    lab.stop_processes().await;
+    lab.reset_links()?;
+    let recorder = Recorder::start(lab)?;
+    lab.start_processes().await?;
+    let outcome = step::play(lab, &recorder, progress).await;
+    progress(Progress::Judging);
+    if outcome.failure.is_none() {
+        let settled = recorder.wait_for(|record| judge::has_settled(lab.scenario(), record));
+        // What has not come by then is missing, and the verdict says so.
+        let _ = tokio::time::timeout(SETTLE, settled).await;
+    }
+    let record = recorder.record().clone();
+    let verdict = judge::judge(lab.scenario(), &record, &outcome, &lab.work());
+    lab.stop_processes().await;
+    Ok((verdict, record))
+}

@@ -1,0 +1,173 @@
+//! Steps: what happens in a lab, one after the other, and what came of each.
+
+use indexmap::IndexMap;
+
+use crate::process::{Delivery, Process, Watch};
+use crate::record::Recorder;
+use crate::run::Progress;
+use crate::scenario::{Run, Step, Wait};
+use crate::{Error, Lab, Result};
+
+/// What came of the steps.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Name of each program that was run, the exit code it had to have, and how it ended.
+    pub(crate) exits: Vec<(String, i32, Result<i32, String>)>,
+    /// How the payload of each saved step arrived.
+    pub(crate) deliveries: IndexMap<String, Delivery>,
+    /// What went wrong apart from that, and in which step; no later step was taken.
+    pub(crate) failure: Option<(String, String)>,
+}
+
+/// Takes all steps of the lab's scenario, up to the first that fails.
+pub(crate) async fn play(lab: &mut Lab, recorder: &Recorder, progress: &dyn Fn(Progress)) -> Outcome {
+    let steps = lab.scenario().steps.clone();
+    let mut play = Play { lab, recorder, background: IndexMap::new(), outcome: Outcome::default() };
+    for (index, (name, step)) in steps.iter().enumerate() {
+        progress(Progress::Step { name: name.clone(), number: index + 1, of: steps.len() });
+        recorder.begin(name).await;
+        let taken = play.take(name, step).await;
+        let in_background = matches!(step, Step::Run(run) if run.background);
+        if !in_background {
+            recorder.end(name).await;
+        }
+        if let Err(error) = taken {
+            play.outcome.failure = Some((name.clone(), error.to_string()));
+        }
+        if play.has_failed() {
+            break;
+        }
+    }
+    play.end_background().await;
+    play.outcome
+}
+
+struct Play<'l> {
+    lab: &'l mut Lab,
+    recorder: &'l Recorder,
+    background: IndexMap<String, (Run, Process)>,
+    outcome: Outcome,
+}
+
+impl Play<'_> {
+    async fn take(&mut self, name: &str, step: &Step) -> Result<()> {
+        match step {
+            Step::Run(run) => {
+                let watch = Watch {
+                    save: run.save.as_ref().map(|file| self.lab.work().join(file)),
+                    ..Watch::default()
+                };
+                let process = self.lab.run(&run.node, name, &run.command, watch).await?;
+                if run.background {
+                    self.background.insert(name.into(), (run.clone(), process));
+                    return Ok(());
+                }
+                self.finish(name, run, process).await
+            }
+            Step::Link(change) => {
+                if let Some(shape) = &change.shape {
+                    self.lab.shape_link(&change.link, shape)?;
+                }
+                change.state.map_or(Ok(()), |state| self.lab.set_link(&change.link, state))
+            }
+            Step::Wait(wait) => self.wait(wait).await,
+            Step::Start(start) => self.lab.start(&start.process).await,
+            Step::Stop(stop) => {
+                self.lab.stop(&stop.process).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for the end of a program and notes how it ended.
+    async fn finish(&mut self, name: &str, run: &Run, process: Process) -> Result<()> {
+        let end = tokio::select! {
+            status = process.exit() => match status.code() {
+                Some(code) if code == run.exit => Ok(code),
+                _ => Err(process.describe(status)),
+            },
+            () = tokio::time::sleep(run.timeout) => Err(format!("still running after {:?}", run.timeout)),
+            error = self.lab.first_to_end() => return Err(error),
+        };
+        self.outcome.exits.push((name.into(), run.exit, end));
+        if run.save.is_some() {
+            self.outcome.deliveries.insert(name.into(), process.delivery());
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self, wait: &Wait) -> Result<()> {
+        if let (Some(step), None) = (&wait.step, wait.bytes) {
+            return self.end_of(step).await;
+        }
+        let enough = async {
+            match (&wait.step, wait.bytes, &wait.node) {
+                (Some(step), Some(bytes), _) => match self.background.get(step) {
+                    Some((_, process)) => process.bytes(bytes).await,
+                    None => {}
+                },
+                (_, _, Some(node)) => {
+                    self.recorder
+                        .wait_for(|record| {
+                            let seen = |kind| {
+                                record
+                                    .events
+                                    .iter()
+                                    .filter(|seen| &seen.node == node && seen.event.kind == kind)
+                                    .count()
+                            };
+                            wait.events.iter().all(|(kind, count)| seen(kind.0) as u64 >= *count)
+                        })
+                        .await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        let go_on = async {
+            match wait.time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = enough => Ok(()),
+            () = go_on => Ok(()),
+            // A wait for nothing but time may be longer than a timeout that nobody has given.
+            () = tokio::time::sleep(wait.timeout), if wait.time.is_none() => {
+                Err(Error::program("wait", format!("nothing after {:?}", wait.timeout)))
+            }
+            error = self.lab.first_to_end() => Err(error),
+        }
+    }
+
+    /// Waits for the end of a program in the background.
+    async fn end_of(&mut self, name: &str) -> Result<()> {
+        // It may have been waited for already.
+        let Some((run, process)) = self.background.shift_remove(name) else { return Ok(()) };
+        let finished = self.finish(name, &run, process).await;
+        self.recorder.end(name).await;
+        finished
+    }
+
+    async fn end_background(&mut self) {
+        if self.has_failed() {
+            for (name, (run, process)) in std::mem::take(&mut self.background) {
+                if run.save.is_some() {
+                    self.outcome.deliveries.insert(name.clone(), process.delivery());
+                }
+                process.stop().await;
+                self.recorder.end(&name).await;
+            }
+            return;
+        }
+        while let Some(name) = self.background.keys().next().cloned() {
+            if let Err(error) = self.end_of(&name).await {
+                self.outcome.failure.get_or_insert((name, error.to_string()));
+            }
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.outcome.failure.is_some() || self.outcome.exits.iter().any(|(.., end)| end.is_err())
+    }
+}
