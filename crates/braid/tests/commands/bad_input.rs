@@ -1,0 +1,83 @@
+//! Bad input and missing privilege: one clear line, exit code 2, nothing changed.
+
+use crate::net::{BRAID, Net};
+
+/// Arguments, and what the one line has to say.
+const REFUSED: &[(&str, &str)] = &[
+    ("nonsense", "unrecognized subcommand 'nonsense'"),
+    ("show --nonsense", "unexpected argument '--nonsense'"),
+    ("show --token xyz", "'xyz' for '--token <HEX>'"),
+    ("show --peer 10.0.0", "'10.0.0' for '--peer <ADDRESS>'"),
+    ("show --port 65536", "'65536' for '--port <PORT>'"),
+    ("show --pid 4194305", "network namespace pid 4194305 (/proc/4194305/ns/net): No such file or directory"),
+    ("show -n no-such-namespace", "/run/netns/no-such-namespace"),
+    ("show -n x --pid 1", "cannot be used with"),
+    ("monitor -n /dev/null", "/dev/null"),
+    ("endpoint -n no-such-namespace", "/run/netns/no-such-namespace"),
+    ("endpoint add 10.0.0.1 dev nosuch", "dev nosuch: No such device"),
+    ("endpoint add 10.0.0.300", "'10.0.0.300'"),
+    ("endpoint show id 7", "(kernel: address not found)"),
+    ("limits set subflows 9", "(kernel: limit greater than maximum (8))"),
+    ("limits set subflows 99999999999", "subflows: 99999999999 is too large"),
+    ("echo client --addr 10.0.0.1:0", "port '0' is not a number from 1 to 65535"),
+    ("echo client --addr 10.0.0.1", "expected HOST:PORT"),
+    ("echo client --addr ::1:80", "an IPv6 address needs brackets"),
+    ("echo client --addr 10.0.0.1:80", "connect to 10.0.0.1:80: Connection refused"),
+    ("echo client --addr no.such.invalid:80", "resolve no.such.invalid:80"),
+    ("echo client --timeout 5", "expected a duration such as 5s"),
+    ("echo client --timeout 0s", "must be above zero"),
+    ("echo server --addr 192.0.2.9:80", "listen on 192.0.2.9:80: Cannot assign requested address"),
+    ("echo server --addr no.such.invalid:80", "resolve no.such.invalid"),
+    ("completion tcsh", "'tcsh'"),
+    ("man /proc/nonsense", "write man pages into /proc/nonsense"),
+];
+
+#[test]
+fn bad_input_gets_one_line_and_exit_code_2() {
+    let net = Net::new();
+    for (arguments, wanted) in REFUSED {
+        let output = net.output(&format!("braid {arguments}"));
+        refused(arguments, &output, wanted);
+    }
+    assert_eq!(net.ok("ip mptcp endpoint"), "");
+}
+
+#[test]
+fn a_busy_port_is_named() {
+    let net = Net::new();
+    let _server = net.echo_server(":80");
+    let output = net.output("braid echo server --addr 10.0.0.1:80");
+    refused("echo server", &output, "listen on 10.0.0.1:80: Address already in use");
+}
+
+#[test]
+fn a_bad_log_filter_is_named() {
+    let net = Net::new();
+    let output = net.command("braid limits").env("BRAID_LOG", "a=b=c").output().unwrap();
+    refused("BRAID_LOG", &output, "BRAID_LOG: ");
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    let net = Net::new();
+    for arguments in ["endpoint add 10.0.0.1", "endpoint flush", "limits set subflows 1", "monitor"] {
+        let output = net.output(&format!("setpriv --bounding-set -net_admin {BRAID} {arguments}"));
+        refused(arguments, &output, "needs CAP_NET_ADMIN");
+    }
+    let elsewhere = Net::new().echo_server(":80");
+    let line = format!("setpriv --bounding-set -sys_admin {BRAID} limits --pid {}", elsewhere.pid());
+    refused("limits --pid", &net.output(&line), "needs CAP_SYS_ADMIN");
+    // Looking needs none.
+    for arguments in ["endpoint", "limits", "show"] {
+        net.ok(&format!("setpriv --bounding-set -net_admin {BRAID} {arguments}"));
+    }
+}
+
+fn refused(arguments: &str, output: &std::process::Output, wanted: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
+    assert!(error.starts_with("braid: ") && error.contains(wanted), "{arguments}: {error}");
+    assert_eq!(error.lines().count(), 1, "{arguments}: {error}");
+    assert_eq!(error.matches(wanted).count(), 1, "{arguments}: {error}");
+    assert_eq!(output.stdout, b"", "{arguments}");
+}

@@ -1,0 +1,9 @@
+//! The commands against the real kernel, each test in network namespaces of its own.
+
+mod bad_input;
+mod echo;
+mod endpoint;
+mod monitor;
+mod net;
+mod show;
+mod snapshots;

@@ -1,0 +1,118 @@
+//! `braid monitor` beside `ip mptcp monitor`.
+
+use std::ops::ControlFlow;
+
+use serde_json::Value;
+
+use crate::net::{Net, Running, poll};
+
+/// A connection with all that the in-kernel path manager does in its life: its events name the kinds below.
+fn live(net: &Net) {
+    net.ok("braid limits set subflows 4 add_addr_accepted 4");
+    let _server = net.echo_server("10.0.0.1:80");
+    let mut client = net.start("braid echo client --addr 10.0.0.1:80");
+    client.wait_for("connected");
+    // Data both ways makes the connection fully established.
+    client.write("x\n");
+    client.wait_for("recv> x");
+    let subflows = |wanted: usize| {
+        poll("a change of subflows", || {
+            let shown: Value = serde_json::from_str(&net.ok("braid show --json")).unwrap();
+            let mut each = shown.as_array().unwrap().iter().map(|c| c["subflows"].as_array().unwrap().len());
+            if each.all(|count| count == wanted) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+    };
+    net.ok("braid endpoint add 10.0.0.2 id 2 subflow");
+    subflows(2);
+    net.ok("braid endpoint change id 2 backup");
+    net.ok("braid endpoint add fd00::1 id 3 signal");
+    net.ok("braid endpoint delete id 2");
+    subflows(1);
+    client.close_stdin();
+    assert!(client.wait().success());
+}
+
+const KINDS: [&str; 8] =
+    ["CREATED", "ESTABLISHED", "SF_ESTABLISHED", "SF_PRIO", "ANNOUNCED", "REMOVED", "SF_CLOSED", "CLOSED"];
+
+#[test]
+fn the_lines_are_those_of_ip_mptcp_monitor() {
+    let net = Net::new();
+    let theirs = net.start("ip mptcp monitor");
+    let ours = net.start("braid -v monitor");
+    ours.wait_for_note("subscribed");
+    wait_until_it_prints(&net, &theirs);
+    live(&net);
+    // One more listener marks the end of the stream.
+    drop(net.echo_server("10.0.0.2:4444"));
+    let ours = ours.wait_for("LISTENER_CLOSED] saddr4=10.0.0.2 sport=4444");
+    for kind in KINDS {
+        assert!(ours.iter().any(|line| line.contains(&format!(" {kind}]"))), "no {kind} in {ours:#?}");
+    }
+    let listeners = ours.iter().filter(|line| line.contains("[LISTENER_CREATED]")).count();
+    assert!(listeners >= 2, "{ours:#?}");
+
+    let of_connections: Vec<_> =
+        ours.iter().filter(|line| line.contains("token=")).map(|l| frame(l)).collect();
+    let mut seen = Vec::new();
+    while seen.len() < of_connections.len() {
+        seen.extend(theirs.wait_for("token=").pop().map(|line| frame(&line)));
+    }
+    assert_eq!(of_connections, seen);
+}
+
+/// Events by which a monitor is seen to listen: iproute2 says nothing at its start.
+fn wait_until_it_prints(net: &Net, monitor: &Running) {
+    poll("the first event", || {
+        drop(net.echo_server("10.0.0.1:81"));
+        if monitor.has_printed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+}
+
+/// The kind's column was two narrower before iproute2 knew of listeners.
+fn frame(line: &str) -> String {
+    line.replacen("[ ", "[", 8).split_whitespace().collect::<Vec<_>>().join(" ").replacen("[ ", "[", 1)
+}
+
+#[test]
+fn json_has_the_fields_of_the_text() {
+    let net = Net::new();
+    let text = net.start("braid -v monitor");
+    let json = net.start("braid -v monitor --json");
+    text.wait_for_note("subscribed");
+    json.wait_for_note("subscribed");
+    live(&net);
+    drop(net.echo_server("10.0.0.2:4444"));
+    let text = text.wait_for("LISTENER_CLOSED] saddr4=10.0.0.2 sport=4444");
+    let json = json.wait_for(r#"{"event":"LISTENER_CLOSED","local_ip":"10.0.0.2","local_port":4444}"#);
+    assert_eq!(text.len(), json.len());
+    for (text, json) in text.iter().zip(&json) {
+        let json: Value = serde_json::from_str(json).unwrap();
+        let kind = json["event"].as_str().unwrap();
+        assert!(text.contains(&format!("{kind}]")), "{text} {json}");
+        let same = |key: &str, name: &str| {
+            let in_text = text.split(' ').find_map(|word| word.strip_prefix(&format!("{key}=")));
+            let in_json = json.get(name).map(|value| match value {
+                Value::String(text) => text.clone(),
+                Value::Bool(set) => u8::from(*set).to_string(),
+                value => value.to_string(),
+            });
+            assert_eq!(in_text, in_json.as_deref(), "{key} in {text}");
+        };
+        for (key, name) in [("token", "token"), ("locid", "local_id"), ("remid", "remote_id")] {
+            same(key, name);
+        }
+        for (key, name) in [("sport", "local_port"), ("dport", "remote_port"), ("backup", "backup")] {
+            same(key, name);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_monitor_ends_with_0() {
+    let net = Net::new();
+    let mut monitor = net.start("braid -v monitor");
+    monitor.wait_for_note("subscribed");
+    monitor.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(monitor.wait().code(), Some(0));
+}
