@@ -59,11 +59,12 @@
 //! | 5.12 | events, changing endpoints |
 //! | 5.16 | [`info::of`] sees a fallback, [`info::subflows`] all subflows |
 //! | 5.19 | commands of the userspace path manager |
-//! | 6.5 | [`info::subflows`] in one consistent reading |
+//! | 6.2 | events of listeners |
+//! | 6.5 | bytes in [`info::Info`], [`info::subflows`] in one consistent reading |
 //! | 6.15 | [`diag`] shows subflows without CAP_NET_ADMIN |
 //! | 6.18 | laminar endpoints |
 //!
-//! The tests run on 6.18. On older kernels an answer has less detail, or is [`Error::Unsupported`].
+//! On older kernels an answer has less detail, or is [`Error::Unsupported`].
 
 pub mod diag;
 mod error;

@@ -20,7 +20,10 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub fn host() -> Netns {
     let netns = Netns::anonymous().unwrap();
     ip(&netns, "link set lo up");
-    sysctl::set(&netns, "net.mptcp.blackhole_timeout", "0").unwrap();
+    // Kernels without it have no memory of paths where MPTCP failed.
+    if sysctl::get(&netns, "net.mptcp.blackhole_timeout").is_ok() {
+        sysctl::set(&netns, "net.mptcp.blackhole_timeout", "0").unwrap();
+    }
     netns
 }
 
