@@ -97,6 +97,14 @@ pub(crate) fn full_info(
     })
 }
 
+/// Bytes written to the socket `fd` that the peer has not acknowledged yet (`SIOCOUTQ`).
+pub fn unacknowledged(fd: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the number of TIOCOUTQ) stores one int, and `bytes` is one and outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes.max(0) as usize) }
+}
+
 /// `setsockopt(2)` with an `int`.
 pub(crate) fn setsockopt(fd: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the pointer is to an `int` on this stack frame and the length is its size.

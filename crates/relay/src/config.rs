@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use mptcp::socket::Protocol;
 use serde::{Deserialize, Deserializer};
 
+use crate::transparent::Capture;
 use crate::{Error, Result};
 
 /// Everything a relay is told.
@@ -34,8 +35,8 @@ pub struct Service {
     pub listen: Listen,
     /// Where it dials.
     pub upstream: Upstream,
-    /// The server sees the client's source address instead of ours.
-    pub keep_source: bool,
+    /// Which connections are diverted to it; `None`: it serves those that come to its address.
+    pub transparent: Option<Capture>,
     /// Most that one step of setting up may take: the client's PROXY header, the name's resolution, the
     /// connection to one address.
     pub connect_timeout: Duration,
@@ -102,6 +103,9 @@ pub struct Settings {
     /// Dial this server: mptcp://host:4444, tcp://localhost:5201
     #[arg(long, value_name = "URL", env = "BRAID_TO")]
     pub to: Option<Target>,
+    /// Serve connections that were meant for other hosts, and dial where they were meant to go.
+    #[command(flatten)]
+    pub transparent: Option<Capture>,
     /// Most time for a PROXY header, for resolving a name, for connecting to one address [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_CONNECT_TIMEOUT")]
     #[serde(default, deserialize_with = "duration")]
@@ -268,6 +272,7 @@ impl Settings {
             name: over.name.or(self.name),
             listen: over.listen.or(self.listen),
             to: over.to.or(self.to),
+            transparent: over.transparent.or(self.transparent),
             connect_timeout: over.connect_timeout.or(self.connect_timeout),
             idle_timeout: over.idle_timeout.or(self.idle_timeout),
             keepalive: over.keepalive.or(self.keepalive),
@@ -289,7 +294,20 @@ impl Settings {
     fn resolve(self, place: &str) -> Result<Service> {
         let wrong = |message: &str| Error::Config { place: place.into(), message: message.into() };
         let listen = self.listen.ok_or_else(|| wrong("listen is missing"))?;
-        let to = self.to.ok_or_else(|| wrong("to is missing"))?;
+        let upstream = match (self.to, &self.transparent) {
+            (Some(to), None) => Upstream::Fixed(to),
+            (None, None) => return Err(wrong("to is missing")),
+            (Some(_), Some(_)) => {
+                return Err(wrong("to: a transparent service dials where its clients meant to go"));
+            }
+            (None, Some(_)) if !listen.addr.ip().is_unspecified() => {
+                return Err(wrong("listen: a transparent service listens on all addresses (tcp://:PORT)"));
+            }
+            (None, Some(_)) => Upstream::OriginalDestination(match listen.protocol {
+                Protocol::Tcp => Protocol::default(),
+                Protocol::Mptcp => Protocol::Tcp,
+            }),
+        };
         let connect_timeout = self.connect_timeout.unwrap_or(Duration::from_secs(10));
         if connect_timeout.is_zero() {
             return Err(wrong("connect_timeout: must be more than 0s"));
@@ -299,11 +317,14 @@ impl Settings {
         if !proxy_from.is_empty() && !accept_proxy {
             return Err(wrong("proxy_from: means nothing without accept_proxy"));
         }
+        if self.transparent.is_some() && accept_proxy {
+            return Err(wrong("accept_proxy: clients of a transparent service don't know of it"));
+        }
         Ok(Service {
             name: self.name.unwrap_or_else(|| listen.to_string()),
             listen,
-            upstream: Upstream::Fixed(to),
-            keep_source: false,
+            upstream,
+            transparent: self.transparent,
             connect_timeout,
             idle_timeout: self.idle_timeout.filter(|time| !time.is_zero()),
             keepalive: Some(self.keepalive.unwrap_or(Duration::from_secs(60))).filter(|time| !time.is_zero()),

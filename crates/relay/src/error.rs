@@ -121,6 +121,8 @@ pub enum End {
     ServiceFull,
     /// The client's address has as many connections as it may.
     SourceFull,
+    /// The client connected straight to the port of a transparent service.
+    NotDiverted,
     /// The client's PROXY header is missing or malformed.
     BadHeader(HeaderError),
     /// This leg fell back to TCP and the service requires MPTCP.
@@ -140,7 +142,9 @@ impl End {
             End::Closed => Fault::None,
             End::Broken(leg, _) | End::Stalled(leg, _) | End::NotMptcp(leg) => (*leg).into(),
             // Two silent peers: the client is the one that holds the connection open for nothing.
-            End::Idle(_) | End::Denied | End::SourceFull | End::BadHeader(_) => Fault::Client,
+            End::Idle(_) | End::Denied | End::SourceFull | End::NotDiverted | End::BadHeader(_) => {
+                Fault::Client
+            }
             End::Unreachable(_) => Fault::Server,
             End::ServiceFull | End::Exhausted(_) | End::Shutdown => Fault::Relay,
         }
@@ -156,6 +160,7 @@ impl End {
             End::Denied => "denied",
             End::ServiceFull => "service_full",
             End::SourceFull => "source_full",
+            End::NotDiverted => "not_diverted",
             End::BadHeader(_) => "bad_header",
             End::NotMptcp(_) => "not_mptcp",
             End::Unreachable(_) => "unreachable",
@@ -175,6 +180,7 @@ impl fmt::Display for End {
             End::Denied => write!(f, "client's address is not allowed"),
             End::ServiceFull => write!(f, "the service has max_connections"),
             End::SourceFull => write!(f, "the client has max_connections_per_source"),
+            End::NotDiverted => write!(f, "client connected to the port of a transparent service itself"),
             End::BadHeader(error) => write!(f, "{error}"),
             End::NotMptcp(leg) => write!(f, "{leg} speaks only TCP and MPTCP is required"),
             End::Unreachable(why) | End::Exhausted(why) => f.write_str(why),

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod proxy_protocol;
 pub mod run;
 mod session;
+pub mod transparent;
 
 pub use config::{Config, Service};
 pub use error::{End, Error, Fault, Leg, Result};

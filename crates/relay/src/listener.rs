@@ -15,6 +15,7 @@ use crate::config::{Listen, Service};
 use crate::limits::Limits;
 use crate::metrics::ServiceMetrics;
 use crate::session::{canonical, is_exhaustion};
+use crate::transparent::{Diversion, Rules};
 use crate::{End, Error, Result, Session};
 
 /// A listening socket and what its connections need.
@@ -24,6 +25,8 @@ use crate::{End, Error, Result, Session};
 pub struct Listener {
     /// The socket.
     pub socket: TcpListener,
+    /// What brings it connections that were meant for other hosts.
+    pub diversion: Option<Arc<Diversion>>,
     /// The service; each new connection gets the value of its moment.
     pub service: watch::Receiver<(Arc<Service>, Arc<ServiceMetrics>)>,
     /// Ends accepting.
@@ -74,7 +77,8 @@ pub fn bind(service: &Service, inherited: &mut Inherited) -> Result<TcpListener>
         };
         return adopt().map_err(|e| failed(mptcp::Error::io(format!("take over the socket on {addr}"), e)));
     }
-    let options = mptcp::socket::Options { protocol, ..Default::default() };
+    let transparent = service.transparent.is_some();
+    let options = mptcp::socket::Options { protocol, transparent, ..Default::default() };
     match mptcp::socket::listen(addr, &options) {
         // No IPv6 here: all addresses are the IPv4 ones.
         Err(error) if addr.ip().is_unspecified() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
@@ -82,7 +86,26 @@ pub fn bind(service: &Service, inherited: &mut Inherited) -> Result<TcpListener>
         }
         result => result,
     }
-    .map_err(failed)
+    .map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) if transparent => failed(mptcp::Error::Capability {
+            what: format!("listen on {addr} for other hosts"),
+            capability: "CAP_NET_ADMIN",
+        }),
+        _ => failed(error),
+    })
+}
+
+/// Has the kernel bring what a transparent service takes to its `socket`.
+pub async fn divert(service: &Service, socket: &TcpListener) -> Result<Option<Arc<Diversion>>> {
+    let Some(mut rules) = Rules::of(service) else { return Ok(None) };
+    let failed = |problem| Error::Listen { service: service.name.clone(), problem };
+    let addr = socket.local_addr().map_err(|e| failed(mptcp::Error::io("read the listening address", e)))?;
+    if addr.is_ipv4() {
+        rules = rules.without_ipv6();
+    }
+    let installed = tokio::task::spawn_blocking(move || Diversion::install(rules)).await;
+    let installed = installed.unwrap_or_else(|e| Err(mptcp::Error::io("divert connections", e)));
+    installed.map(Arc::new).map(Some).map_err(failed)
 }
 
 impl Listener {
@@ -93,7 +116,7 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => break,
                 accepted = self.socket.accept() => accepted,
             };
             let (service, metrics) = self.service.borrow().clone();
@@ -106,7 +129,7 @@ impl Listener {
                         tracing::warn!(service = service.name, %error, "cannot accept, trying again");
                     }
                     tokio::select! {
-                        () = self.stop.cancelled() => return,
+                        () = self.stop.cancelled() => break,
                         () = tokio::time::sleep(pause) => continue,
                     }
                 }
@@ -124,8 +147,13 @@ impl Listener {
                 continue;
             };
             let abort = self.abort.clone();
-            let session = Session { service, client, peer, permit, abort, metrics };
+            let diversion = self.diversion.clone();
+            let session = Session { service, client, peer, permit, abort, metrics, diversion };
             self.sessions.spawn(session.run().instrument(span));
+        }
+        // Before the socket is closed: where nobody listens, redirected connections are refused.
+        if let Some(Err(error)) = self.diversion.map(|diversion| diversion.release()) {
+            tracing::warn!(%error, "new connections are still diverted");
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Listen, Service, Upstream};
 use crate::listener::{self, Inherited};
 use crate::metrics::{Endpoint, Metrics, ServiceMetrics};
+use crate::transparent::Diversion;
 use crate::{Error, Listener, Result};
 
 /// Services at work. Dropping it aborts everything.
@@ -29,6 +30,7 @@ pub struct Relay {
 /// The supervisor's side of a [`Listener`].
 struct Running {
     listen: Listen,
+    diversion: Option<Arc<Diversion>>,
     service: watch::Sender<(Arc<Service>, Arc<ServiceMetrics>)>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -137,8 +139,19 @@ impl Relay {
         };
         let mut begun = Vec::new();
         for service in &config.services {
-            if !self.listeners.iter().any(|running| running.listen == service.listen) {
-                begun.push((service.listen, listener::bind(service, &mut self.inherited)?));
+            match self.listeners.iter().find(|running| running.listen == service.listen) {
+                None => {
+                    let socket = listener::bind(service, &mut self.inherited)?;
+                    let diversion = listener::divert(service, &socket).await?;
+                    begun.push((service.listen, socket, diversion));
+                }
+                Some(running) if running.diversion.is_some() != service.transparent.is_some() => {
+                    return Err(Error::Config {
+                        place: format!("service {}", service.name),
+                        message: "transparent: switching it on or off takes a restart or another port".into(),
+                    });
+                }
+                Some(_) => {}
             }
         }
 
@@ -156,12 +169,15 @@ impl Relay {
             let metrics = Arc::new(self.metrics.service(&service.name));
             let current = (Arc::new(service.clone()), metrics);
             match self.listeners.iter().find(|running| running.listen == service.listen) {
-                Some(running) => drop(running.service.send_replace(current)),
+                Some(running) => {
+                    running.redivert(service);
+                    running.service.send_replace(current);
+                }
                 None => {
-                    let index = begun.iter().position(|(listen, _)| *listen == service.listen);
-                    let (listen, socket) = begun.swap_remove(index.expect("bound above"));
+                    let index = begun.iter().position(|(listen, ..)| *listen == service.listen);
+                    let (listen, socket, diversion) = begun.swap_remove(index.expect("bound above"));
                     tracing::info!(service = service.name, %listen, "listening");
-                    self.listeners.push(self.begin(listen, socket, current));
+                    self.listeners.push(self.begin(listen, socket, diversion, current));
                 }
             }
         }
@@ -173,18 +189,20 @@ impl Relay {
         &self,
         listen: Listen,
         socket: tokio::net::TcpListener,
+        diversion: Option<Arc<Diversion>>,
         current: (Arc<Service>, Arc<ServiceMetrics>),
     ) -> Running {
         let (service, receiver) = watch::channel(current);
         let stop = self.abort.child_token();
         let listener = Listener {
             socket,
+            diversion: diversion.clone(),
             service: receiver,
             stop: stop.clone(),
             abort: self.abort.clone(),
             sessions: self.sessions.clone(),
         };
-        Running { listen, service, stop, task: tokio::spawn(listener.run()) }
+        Running { listen, diversion, service, stop, task: tokio::spawn(listener.run()) }
     }
 }
 
@@ -195,6 +213,15 @@ impl Drop for Relay {
 }
 
 impl Running {
+    /// Changes which connections are diverted.
+    fn redivert(&self, service: &Service) {
+        if let (Some(diversion), Some(capture)) = (&self.diversion, &service.transparent)
+            && let Err(error) = diversion.replace(capture)
+        {
+            tracing::error!(%error, service = service.name, "connections are still diverted as before");
+        }
+    }
+
     /// Returns when the socket is closed.
     async fn stop(self) {
         self.stop.cancel();

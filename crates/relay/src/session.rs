@@ -17,6 +17,7 @@ use crate::copy::{Meter, Traffic, copy_bidirectional};
 use crate::limits::Permit;
 use crate::metrics::ServiceMetrics;
 use crate::proxy_protocol::{self, Addresses, HeaderError};
+use crate::transparent::{self, Diversion};
 use crate::{End, Leg};
 
 /// One accepted connection and what it needs to be served.
@@ -36,6 +37,8 @@ pub struct Session {
     pub abort: CancellationToken,
     /// Counters of the service.
     pub metrics: Arc<ServiceMetrics>,
+    /// What keeps the connection coming to us, if it was diverted.
+    pub diversion: Option<Arc<Diversion>>,
 }
 
 /// What the log line tells beside how it ended.
@@ -58,7 +61,7 @@ struct Used {
 impl Session {
     /// Serves the connection to its end. Never fails: the end is in the log and in the metrics.
     pub async fn run(self) {
-        let Session { service, client, peer, mut permit, abort, metrics } = self;
+        let Session { service, client, peer, mut permit, abort, metrics, diversion: _diversion } = self;
         let started = Instant::now();
         metrics.active.inc();
         let traffic = Traffic {
@@ -102,7 +105,14 @@ async fn relay(
     record: &mut Record,
 ) -> End {
     tune(&client.stream, service);
-    let local = client.stream.local_addr().map(canonical).unwrap_or(service.listen.addr);
+    let local = match service.transparent {
+        None => client.stream.local_addr().map(canonical).unwrap_or(service.listen.addr),
+        Some(_) => match transparent::original_destination(&client.stream, service.listen.addr.port()) {
+            Ok(Some(destination)) => destination,
+            Ok(None) => return End::NotDiverted,
+            Err(error) => return End::Broken(Leg::Client, error),
+        },
+    };
     let mut addresses = Addresses { source: peer, destination: local };
     let mut early = Vec::new();
     if service.accept_proxy {
@@ -169,6 +179,9 @@ async fn relay(
     record.client_leg.look(&client.stream);
     record.server_leg.look(&server.stream);
     if matches!(end, End::Closed) {
+        if service.transparent.is_some() {
+            transparent::delivered(&[&client.stream, &server.stream]).await;
+        }
         client.close();
         server.close();
     }
@@ -275,10 +288,13 @@ async fn dial(service: &Service, client: &Addresses) -> Result<TcpStream, End> {
             }
         }
     };
+    let keep_source = service.transparent.as_ref().is_some_and(|capture| capture.keep_source);
     let options = mptcp::socket::Options {
         protocol: service.upstream.protocol(),
-        bind: service.keep_source.then_some(client.source),
-        transparent: service.keep_source,
+        // Not from the client's port too: connection tracking would take both connections for one.
+        bind: keep_source.then_some(SocketAddr::new(client.source.ip(), 0)),
+        transparent: keep_source,
+        mark: service.transparent.as_ref().map(|_| transparent::OWN_MARK),
         ..Default::default()
     };
     let mut failures = Vec::new();

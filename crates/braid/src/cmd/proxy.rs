@@ -7,21 +7,28 @@ use anyhow::{Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay::Config;
 use relay::config::{Process, Settings};
+use relay::transparent::Rules;
+
+use crate::output;
 
 /// Relay connections between TCP and MPTCP
 ///
-/// One service from the command line (--listen and --to, or --mode, --port and --remote), or many from a
-/// file. With a file, options given here or in the environment go before what it says, for every service.
+/// One service from the command line (--listen and --to; --mode, --port and --remote; or --listen and
+/// --transparent for connections that are meant for other hosts), or many from a file. With a file, options
+/// given here or in the environment go before what it says, for every service.
 ///
 /// SIGHUP reloads the file, SIGTERM stops listening and waits for the connections (a second one ends them).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// File with [[service]] tables
-    #[arg(long, short, value_name = "FILE", env = "BRAID_CONFIG", conflicts_with_all = ["listen", "to", "mode", "name"])]
+    #[arg(long, short, value_name = "FILE", env = "BRAID_CONFIG", conflicts_with_all = ["listen", "to", "mode", "name", "transparent"])]
     config: Option<PathBuf>,
     /// Read the configuration, say what is wrong with it, and end
     #[arg(long)]
     check: bool,
+    /// Print the nft table and policy routing of the transparent services, change nothing, and end
+    #[arg(long)]
+    print_rules: bool,
     #[command(flatten)]
     short: Short,
     #[command(flatten)]
@@ -51,7 +58,7 @@ enum Mode {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { config, check, short, settings, process } = args;
+    let Args { config, check, print_rules, short, settings, process } = args;
     let settings = short.under(settings)?;
     let load = || match &config {
         Some(file) => Config::load(file, &settings, &process),
@@ -59,6 +66,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     if check {
         load()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if print_rules {
+        for rules in load()?.services.iter().filter_map(Rules::of) {
+            output::raw(rules.to_string().as_bytes())?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     raise_descriptor_limit();
