@@ -335,11 +335,9 @@ fn a_service_manager_passes_the_socket_and_is_told_the_state() {
             .arg(env!("CARGO_BIN_EXE_braid"))
             .args(["proxy", "--listen", "tcp://127.0.0.1:5555", "--to", "tcp://127.0.0.1:5201"])
             .env("NOTIFY_SOCKET", dir.path().join("notify"))
-            .stdin(OwnedFd::from(passed))
-            .stdout(OwnedFd::from(surplus));
+            .stdin(OwnedFd::from(passed.try_clone().unwrap()))
+            .stdout(OwnedFd::from(surplus.try_clone().unwrap()));
         let mut proxy = spawn(&mut command);
-        // The command holds our ends of the sockets.
-        drop(command);
         assert_eq!(state(), "READY=1\n");
         assert!(proxy.says("no service listens on this passed socket").contains("127.0.0.1:5556"));
         joined(&server, PROXY);

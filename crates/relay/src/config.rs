@@ -528,6 +528,19 @@ to = "mptcp://server.example:4444"
     }
 
     #[test]
+    fn the_example_file_tells_the_defaults() {
+        let example = include_str!("../../../packaging/proxy.toml");
+        let as_is = read(example, &Settings::default()).unwrap();
+        let settings = |line: &str| {
+            line.strip_prefix('#').filter(|l| l.starts_with(char::is_alphabetic)).map(String::from)
+        };
+        let all: Vec<_> = example.lines().map(|line| settings(line).unwrap_or(line.into())).collect();
+        assert_ne!(all.join("\n"), example.trim_end());
+        let spelled_out = read(&all.join("\n"), &Settings::default()).unwrap();
+        assert_eq!(as_is.services, spelled_out.services);
+    }
+
+    #[test]
     fn addresses_read_what_they_write() {
         for text in ["tcp://[::]:5555", "mptcp://10.0.0.1:4444", "tcp://[2001:db8::1]:1"] {
             assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);

@@ -129,7 +129,7 @@ pub enum End {
     NotMptcp(Leg),
     /// No address of the server answered.
     Unreachable(String),
-    /// The relay is out of file descriptors, ports or memory.
+    /// The relay is out of file descriptors or memory.
     Exhausted(String),
     /// The relay shut down before the connection ended.
     Shutdown,

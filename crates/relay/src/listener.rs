@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mptcp::socket::Protocol;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,10 @@ pub fn bind(service: &Service, inherited: &mut Inherited) -> Result<TcpListener>
     let Listen { protocol, addr } = service.listen;
     let failed = |problem| Error::Listen { service: service.name.clone(), problem };
     if let Some(socket) = inherited.take(addr) {
+        let speaks = socket2::SockRef::from(&socket).protocol().ok().flatten();
+        if protocol == Protocol::Mptcp && speaks != Some(socket2::Protocol::MPTCP) {
+            tracing::warn!(service = service.name, %addr, "the passed socket is a TCP one, not MPTCP");
+        }
         let adopt = || -> io::Result<TcpListener> {
             socket.set_nonblocking(true)?;
             TcpListener::from_std(socket)

@@ -160,6 +160,7 @@ impl Endpoint {
         let get = axum::routing::get(async move || {
             ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.encode())
         });
+        tracing::info!(%addr, "serving metrics");
         let app = axum::Router::new().route("/metrics", get);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {

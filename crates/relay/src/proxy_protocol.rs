@@ -137,3 +137,76 @@ fn parse(header: &[u8]) -> Result<Option<Addresses>, HeaderError> {
     };
     Ok(Some(Addresses { source, destination }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The header of `bytes` and everything after it.
+    async fn read_all(mut bytes: &[u8]) -> Result<(Option<Addresses>, Vec<u8>), HeaderError> {
+        let (addresses, early) = read(&mut bytes).await?;
+        Ok((addresses, [&early, bytes].concat()))
+    }
+
+    fn v2(version_command: u8, family: u8, length: u16, rest: usize) -> Vec<u8> {
+        let fixed = [&[version_command, family], length.to_be_bytes().as_slice()].concat();
+        [v2::PROTOCOL_PREFIX, &fixed, &vec![0; rest]].concat()
+    }
+
+    #[tokio::test]
+    async fn a_bad_header_is_refused_with_its_reason() {
+        let longest = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; V1_MAX - 16], b"\r\n"].concat();
+        assert_eq!(read_all(&longest).await.unwrap(), (None, Vec::new()));
+        for (bytes, reason) in [
+            (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "not a PROXY header"),
+            (b"PROXX".to_vec(), "not a PROXY header"),
+            (b"PROXY TCP4 10.1.2.3".to_vec(), "PROXY header cut short: "),
+            (v2(0x21, 0x11, 12, 11), "PROXY header cut short: "),
+            (b"PROXY TCP4 10.1.2.3\r\n".to_vec(), "PROXY v1 header: "),
+            (b"PROXY TCP4 10.1.2.300 10.9.8.7 1 80\r\n".to_vec(), "PROXY v1 header: "),
+            (b"PROXY TCP4 10.1.2.3 10.9.8.7 1 65536\r\n".to_vec(), "PROXY v1 header: "),
+            (b"PROXY TCP6 10.1.2.3 10.9.8.7 1 80\r\n".to_vec(), "PROXY v1 header: "),
+            (b"PROXY UNKNOWN\n".to_vec(), "PROXY v1 header: "),
+            ([&longest[..V1_MAX - 2], b"x\r\n"].concat(), "PROXY header of 108 bytes is too long"),
+            (v2(0x31, 0x11, 12, 12), "PROXY v2 header: "),
+            (v2(0x22, 0x11, 12, 12), "PROXY v2 header: "),
+            (v2(0x21, 0x11, 4, 4), "PROXY v2 header: "),
+            (v2(0x21, 0x11, 4081, 4081), "PROXY header of 4097 bytes is too long"),
+        ] {
+            let error = read_all(&bytes).await.unwrap_err().to_string();
+            assert!(error.starts_with(reason), "{}: {error}", String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    fn address() -> impl Strategy<Value = SocketAddr> {
+        any::<(std::net::IpAddr, u16)>().prop_map(SocketAddr::from)
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(source in address(), destination in address(), rest: Vec<u8>) {
+            // Addresses of two families cannot be told; then the header says that it does not know.
+            let addresses = Addresses { source, destination };
+            let expected = (source.is_ipv4() == destination.is_ipv4()).then_some(addresses);
+            for version in [ProxyVersion::V1, ProxyVersion::V2] {
+                let bytes = [header(version, addresses), rest.clone()].concat();
+                let (read, after) = block_on(read_all(&bytes)).unwrap();
+                prop_assert_eq!(read, expected);
+                prop_assert_eq!(&after, &rest);
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(v2: bool, bytes: Vec<u8>) {
+            let prefix = if v2 { v2::PROTOCOL_PREFIX } else { b"PROXY " };
+            let _ = block_on(read_all(&[prefix, &bytes].concat()));
+            let _ = block_on(read_all(&bytes));
+        }
+    }
+}

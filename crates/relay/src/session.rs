@@ -311,9 +311,9 @@ async fn dial(service: &Service, client: &Addresses) -> Result<TcpStream, End> {
     Err(End::Unreachable(failures.join("; ")))
 }
 
-/// Error numbers that say that we have run out of something: descriptors, memory, ports.
+/// Error numbers that say that we have run out of something: descriptors, memory.
 pub(crate) fn is_exhaustion(errno: i32) -> bool {
-    matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
 }
 
 /// Returns once the peer of an MPTCP connection has acknowledged nothing of what it was sent for the

@@ -101,6 +101,52 @@ fn the_next_address_of_a_name_is_tried() {
 }
 
 #[test]
+fn with_lazy_dns_a_name_need_not_resolve_before_somebody_connects() {
+    in_network(async {
+        let text = |options| service("tcp://127.0.0.1:5555", "tcp://nowhere.invalid:1", options);
+        let strict = Relay::start(config(&text("")).unwrap(), Inherited::default()).await;
+        let error = strict.err().expect("the name does not resolve").to_string();
+        assert!(error.starts_with("service s: resolve nowhere.invalid: "), "{error}");
+        let relay = start(&text("lazy_dns = true")).await;
+        refused("127.0.0.1:0", "127.0.0.1:5555", b"").await;
+        shows(&relay, r#"ended_total{service="s",reason="unreachable",fault="server"} 1"#).await;
+    });
+}
+
+#[test]
+fn a_silent_peer_is_probed_on_both_legs() {
+    in_network(async {
+        let listener = listen("127.0.0.1:5201").await;
+        let options = Options::default();
+        let far = socket::listen(addr("127.0.0.1:4444"), &options).unwrap();
+        let _relays = [
+            start(&service("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5201", "keepalive = \"1h\"")).await,
+            start(&service("tcp://127.0.0.1:5556", "mptcp://127.0.0.1:4444", "keepalive = \"1h\"")).await,
+            start(&service("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5201", "keepalive = \"0s\"")).await,
+        ];
+        let _open = [
+            through(&listener, "127.0.0.1:5555").await,
+            through(&far, "127.0.0.1:5556").await,
+            through(&listener, "127.0.0.1:5557").await,
+        ];
+        let timers = |filter: &str| {
+            let output = Command::new("ss").args(["-tonH", filter]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        for (filter, probed) in [("sport = :5555", true), ("dport = :4444", true), ("sport = :5557", false)] {
+            // A timer for data that is not acknowledged yet comes first.
+            let deadline = Instant::now() + PATIENCE;
+            while timers(filter).contains("timer:(on") && Instant::now() < deadline {
+                sleep(Duration::from_millis(5)).await;
+            }
+            let seen = timers(filter);
+            assert_eq!(seen.lines().count(), 1, "{filter}: {seen}");
+            assert_eq!(seen.contains("timer:(keepalive,"), probed, "{filter}: {seen}");
+        }
+    });
+}
+
+#[test]
 fn one_listener_serves_both_families() {
     in_network(async {
         let _relay = start(&service("tcp://:5555", "tcp://127.0.0.1:5201", "")).await;
