@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::net::{Net, Running, poll};
@@ -113,6 +114,28 @@ fn an_interrupted_monitor_ends_with_0() {
     let net = Net::new();
     let mut monitor = net.start("braid -v monitor");
     monitor.wait_for_note("subscribed");
-    monitor.signal(nix::sys::signal::Signal::SIGINT);
+    monitor.signal(Signal::SIGINT);
     assert_eq!(monitor.wait().code(), Some(0));
+}
+
+#[test]
+fn an_overrun_stands_in_the_stream_and_the_stream_goes_on() {
+    let net = Net::new();
+    let monitor = net.start("braid -v monitor --json");
+    monitor.wait_for_note("subscribed");
+    monitor.signal(Signal::SIGSTOP);
+    // Two events each; the socket's buffer holds some hundred.
+    net.0
+        .run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let _guard = runtime.enter();
+            for port in 10_000..12_000 {
+                mptcp::socket::listen(([10, 0, 0, 1], port).into(), &Default::default()).unwrap();
+            }
+        })
+        .unwrap();
+    monitor.signal(Signal::SIGCONT);
+    monitor.wait_for(r#"{"event":"OVERRUN"}"#);
+    drop(net.echo_server("10.0.0.2:4444"));
+    monitor.wait_for(r#"{"event":"LISTENER_CLOSED","local_ip":"10.0.0.2","local_port":4444}"#);
 }
