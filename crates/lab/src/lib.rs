@@ -24,6 +24,7 @@
 
 pub mod control;
 mod error;
+pub mod graph;
 pub mod home;
 mod janitor;
 pub mod judge;
@@ -31,6 +32,7 @@ pub mod link;
 pub mod privilege;
 pub mod process;
 pub mod record;
+pub mod report;
 pub mod run;
 pub mod scenario;
 mod step;

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use lab::scenario::Shelf;
 
 mod enter;
+mod graph;
 mod list;
 mod progress;
 mod run;
@@ -34,6 +35,7 @@ enum Command {
     Shell(enter::Shell),
     Check(up::Check),
     Down(up::Down),
+    Graph(graph::Args),
     #[command(hide = true)]
     Hold(up::Args),
 }
@@ -48,6 +50,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Shell(args) => enter::shell(args),
         Command::Check(args) => up::check(args),
         Command::Down(args) => up::down(args),
+        Command::Graph(args) => graph::run(args, &shelf),
         Command::Hold(args) => up::hold(args, &shelf),
     }
 }

@@ -41,12 +41,17 @@ const RECEIVE_BUFFER: i32 = 16 << 20;
 /// Bytes on the way in one direction. Only a link with a delay and no rate can get here.
 const MOST_IN_FLIGHT: usize = 256 << 20;
 
+/// Where frames are this dense, the thread lets them gather between two looks at the sockets: processor time
+/// for at most so much delay.
+const NAP: Duration = Duration::from_micros(150);
+
 /// Frames read from one end before the other end has its turn.
 const BATCH: usize = 64;
 
 /// An emulated link; ends when dropped.
 pub struct Emulator {
     state: Arc<Mutex<State>>,
+    sides: Arc<[Side; 2]>,
     /// The thread ends when this is closed.
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
@@ -62,15 +67,15 @@ impl Emulator {
         for key in ["net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"] {
             let _no_ipv6_at_all = mptcp::sysctl::set(netns, key, "1");
         }
-        let mut sides = Vec::new();
-        for (end, inner) in ends.into_iter().zip(INNER) {
+        let open = |n: usize| {
+            let (end, inner) = (ends[n], INNER[n]);
             add_veth(End { netns, ifname: inner }, end)?;
             // Whole frames, one at a time, up to any MTU that the ends may be given.
             ip(netns, &format!("link set dev {inner} mtu 65535 arp off up"))?;
             ip(end.netns, &format!("link set dev {} gso_max_segs 1", end.ifname))?;
-            sides.push(Side::open(end, netns, inner)?);
-        }
-        let sides: [Side; 2] = sides.try_into().map_err(|_| ()).expect("two ends make two sides");
+            Side::open(end, netns, inner)
+        };
+        let sides = Arc::new([open(0)?, open(1)?]);
 
         let state = Arc::new(Mutex::new(State {
             made,
@@ -83,12 +88,13 @@ impl Emulator {
             drops: [0; 2],
         }));
         let (stopped, stop) = std::io::pipe().map_err(|e| Error::io("make a pipe", e))?;
-        let mut carrier = Carrier { state: Arc::clone(&state), sides, buffer: vec![0; 70_000] };
+        let mut carrier =
+            Carrier { state: Arc::clone(&state), sides: Arc::clone(&sides), buffer: vec![0; 70_000] };
         let thread = std::thread::Builder::new()
             .name(format!("link {}", ends[0].ifname))
             .spawn(move || carrier.run(&stopped))
             .map_err(|e| Error::io("start a link's thread", e))?;
-        Ok(Emulator { state, stop: Some(stop), thread: Some(thread), _middle: middle })
+        Ok(Emulator { state, sides, stop: Some(stop), thread: Some(thread), _middle: middle })
     }
 
     /// For the frames to come.
@@ -111,7 +117,10 @@ impl Emulator {
     }
 
     pub fn drops(&self) -> Drops {
-        let state = self.lock();
+        let mut state = self.lock();
+        for (side, drops) in self.sides.iter().zip(&mut state.drops) {
+            *drops += u64::from(device::packet_overflow(&side.frames).unwrap_or(0));
+        }
         Drops { a_to_b: state.drops[0], b_to_a: state.drops[1] }
     }
 
@@ -251,45 +260,60 @@ fn doorbell() -> nix::Result<OwnedFd> {
 /// The thread's own things.
 struct Carrier {
     state: Arc<Mutex<State>>,
-    sides: [Side; 2],
+    sides: Arc<[Side; 2]>,
     buffer: Vec<u8>,
 }
 
 impl Carrier {
     fn run(&mut self, stopped: &PipeReader) {
-        let state = Arc::clone(&self.state);
+        let mut woke = Instant::now();
+        // What the last poll said of the sockets.
+        let mut readable = [true; 2];
         loop {
-            let sleep = {
-                let mut state = lock(&state);
-                let mut more = false;
-                for direction in [0, 1] {
-                    more |= self.receive(direction, &mut state);
-                }
-                for direction in [0, 1] {
-                    state.deliver(direction, &self.sides[1 - direction]);
-                }
-                match state.next_delivery() {
-                    _ if more => Some(Duration::ZERO),
-                    Some(at) => Some(at.saturating_sub(state.made.elapsed())),
-                    None => None,
-                }
+            let (moved, more, next) = self.carry(readable);
+            let dense = moved && woke.elapsed() < 4 * NAP;
+            woke = Instant::now();
+
+            let [a, b] = &*self.sides;
+            let fds =
+                [stopped.as_fd(), a.doorbell.as_fd(), b.doorbell.as_fd(), a.frames.as_fd(), b.frames.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let (watched, timeout) = match next {
+                _ if more => (&mut fds[..], Some(Duration::ZERO)),
+                _ if dense => (&mut fds[..3], Some(NAP)),
+                next => (&mut fds[..], next),
             };
-            let [a, b] = &self.sides;
-            let mut fds =
-                [stopped.as_fd(), a.doorbell.as_fd(), b.doorbell.as_fd(), a.frames.as_fd(), b.frames.as_fd()]
-                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match ppoll(&mut fds, sleep.map(TimeSpec::from_duration), None) {
+            match ppoll(watched, timeout.map(TimeSpec::from_duration), None) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return tracing::error!(%error, ifname = a.ifname, "link ends: poll"),
             }
-            let rings = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-            if rings(&fds[0]) {
+            let [stop, changed_a, changed_b, frames @ ..] = fds.map(|fd| fd.any().unwrap_or(true));
+            if stop {
                 return;
             }
-            if rings(&fds[1]) || rings(&fds[2]) {
+            readable = if dense { [true; 2] } else { frames };
+            if changed_a || changed_b {
                 self.propagate_carrier();
             }
         }
+    }
+
+    /// Takes what has arrived at the `readable` ends, and delivers what is due. Did any frame move, are there more to
+    /// read, and how long until the next one is due?
+    fn carry(&mut self, readable: [bool; 2]) -> (bool, bool, Option<Duration>) {
+        let state = Arc::clone(&self.state);
+        let mut state = lock(&state);
+        let before = (state.bytes, state.drops, state.bytes_in_flight);
+        let mut more = false;
+        for direction in [0, 1].into_iter().filter(|n| readable[*n]) {
+            more |= self.receive(direction, &mut state);
+        }
+        for direction in [0, 1] {
+            state.deliver(direction, &self.sides[1 - direction]);
+        }
+        let moved = before != (state.bytes, state.drops, state.bytes_in_flight);
+        let next = state.next_delivery().map(|at| at.saturating_sub(state.made.elapsed()));
+        (moved, more, next)
     }
 
     /// Are there more frames to read?
@@ -310,7 +334,7 @@ impl Carrier {
 
     /// As on a wire, each end has a carrier while the other is up; a frame on the way when an end goes down is lost.
     fn propagate_carrier(&self) {
-        for side in &self.sides {
+        for side in &*self.sides {
             while !matches!(
                 recv(side.doorbell.as_raw_fd(), &mut [0; 64], MsgFlags::empty()),
                 Err(Errno::EAGAIN)

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_bindings::mptcp_pm::{EventAttr, IterableEventAttr};
 use nix::sys::socket::{SockFlag, SockProtocol};
+use serde::{Serialize, Serializer};
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 
@@ -42,9 +43,10 @@ pub enum EventKind {
 }
 
 /// One event. A field is `None` where the kernel did not send it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // the names are those of enum mptcp_event_attr
 pub struct Event {
+    #[serde(rename = "event", serialize_with = "as_text")]
     pub kind: EventKind,
     pub token: Option<Token>,
     pub local_id: Option<AddrId>,
@@ -61,6 +63,10 @@ pub struct Event {
     pub reset_reason: Option<u32>,
     pub reset_flags: Option<u32>,
     pub server_side: Option<bool>,
+}
+
+fn as_text<S: Serializer>(kind: &EventKind, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(kind)
 }
 
 /// What the event stream delivers.

@@ -36,6 +36,14 @@ pub fn packet_socket(ifname: &str, receive_buffer: i32) -> io::Result<OwnedFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
+/// Frames that found no room in a packet socket's receive buffer since the last call (`PACKET_STATISTICS`).
+pub fn packet_overflow(socket: impl AsFd) -> io::Result<u32> {
+    // struct tpacket_stats: packets, drops.
+    let mut stats = [0; 8];
+    super::getsockopt(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut stats)?;
+    Ok(u32::from_ne_bytes([stats[4], stats[5], stats[6], stats[7]]))
+}
+
 /// The flags (`IFF_UP`, `IFF_RUNNING`, …) of `ifname` in the network namespace of `socket`, a socket of any kind.
 pub fn interface_flags(socket: impl AsFd, ifname: &str) -> io::Result<i32> {
     let request = flags_request(socket, ifname, libc::SIOCGIFFLAGS, 0)?;

@@ -27,6 +27,9 @@ pub struct Args {
     /// Run all of them N times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
+    /// Write pictures of network and throughput (SVG) and the events (JSON) into DIR
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Print one JSON document for each run
     #[arg(long)]
     json: bool,
@@ -35,6 +38,9 @@ pub struct Args {
 pub fn run(args: Args, shelf: &Shelf) -> Result<ExitCode> {
     let scenarios: Vec<Scenario> =
         args.scenarios.iter().map(|name| shelf.load(name)).collect::<Result<_, _>>()?;
+    if let Some(directory) = &args.report {
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    }
     let home = Home::find()?;
     privilege::enter()?;
     block_on(async {
@@ -54,7 +60,7 @@ async fn run_all(args: &Args, scenarios: &[Scenario], home: &Home) -> Result<Exi
     for round in 1..=args.repeat {
         for scenario in scenarios {
             let began = Instant::now();
-            let (verdict, _record) = run_one(scenario, home).await.with_context(|| scenario.name.clone())?;
+            let (verdict, record) = run_one(scenario, home).await.with_context(|| scenario.name.clone())?;
             passed += usize::from(verdict.pass);
             if args.json {
                 output::line(serde_json::to_string(&verdict)?)?;
@@ -67,6 +73,12 @@ async fn run_all(args: &Args, scenarios: &[Scenario], home: &Home) -> Result<Exi
                     "{} {round}/{}: {word} in {seconds:.1} s",
                     scenario.name, args.repeat
                 ))?;
+            }
+            if let Some(directory) = &args.report {
+                let picture = lab::report::write(directory, scenario, &record)?;
+                if !args.json {
+                    output::line(format_args!("report: {}", picture.display()))?;
+                }
             }
         }
     }
