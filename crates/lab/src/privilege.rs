@@ -67,6 +67,7 @@ pub fn enter() -> Result<()> {
 /// Moves this process into the user and mount namespace of the process `pid`, where they are others than its own.
 ///
 /// As for [`enter`], the process must have one thread only.
+#[allow(clippy::disallowed_methods)] // no other thread is there to use what this one becomes
 pub fn join(pid: u32) -> Result<()> {
     for (name, flag) in [("user", CloneFlags::CLONE_NEWUSER), ("mnt", CloneFlags::CLONE_NEWNS)] {
         let what = || format!("enter the {name} namespace of process {pid}");

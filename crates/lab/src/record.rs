@@ -131,6 +131,12 @@ impl Record {
             .map(|seen| &seen.event)
     }
 
+    /// Has `node` been told of the end of each connection that it was told of? Nothing more comes of those.
+    pub(crate) fn all_closed(&self, node: &str) -> bool {
+        let closed = |token| self.events_of(node, token).any(|event| event.kind == EventKind::Closed);
+        self.connections(node, None).iter().all(|connection| closed(connection.token))
+    }
+
     /// Nodes with connections that they have opened and that are not closed yet.
     fn dialing(&self) -> HashSet<&str> {
         let mut open = HashSet::new();

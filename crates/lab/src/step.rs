@@ -102,10 +102,12 @@ impl Play<'_> {
         }
         let enough = async {
             match (&wait.step, wait.bytes, &wait.node) {
-                (Some(step), Some(bytes), _) => match self.background.get(step) {
-                    Some((_, process)) => process.bytes(bytes).await,
-                    None => {}
-                },
+                (Some(step), Some(bytes), _) => {
+                    // One that has been waited for has delivered all it had.
+                    if let Some((_, process)) = self.background.get(step) {
+                        process.bytes(bytes).await;
+                    }
+                }
                 (_, _, Some(node)) => {
                     self.recorder
                         .wait_for(|record| {

@@ -64,3 +64,102 @@ fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
+
+#[tokio::test]
+async fn a_panic_leaves_nothing_behind() {
+    let lab = Lab::build(&two()).await.unwrap();
+    let namespace = lab.card().namespace("client").unwrap().to_string();
+    let directory = lab.card().directory.clone();
+    let panicked = tokio::spawn(async move {
+        let _sleeper = lab.spawn("client", &["sleep", "1000"]).await.unwrap();
+        panic!("on purpose, with {}", lab.card().name);
+    });
+    assert!(panicked.await.unwrap_err().is_panic());
+    assert!(!std::path::Path::new("/run/netns").join(&namespace).exists());
+    assert!(!directory.exists());
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_named() {
+    let lab = Lab::build(&two()).await.unwrap();
+    let error = lab.spawn("client", &["no-such-program", "-x"]).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("start no-such-program (no-such-program): No such file"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_process_is_ready_when_it_says_so_or_listens() {
+    let text = format!(
+        "{TWO}
+[processes.says]
+node = 'client'
+command = ['sh', '-c', 'echo nearly there; sleep 0.2; echo here we are; exec sleep 1000']
+ready = {{ line = 'here we are' }}
+[processes.listens]
+node = 'server'
+command = ['socat', 'TCP-LISTEN:7000,fork', 'EXEC:cat']
+ready = {{ port = 7000 }}
+[processes.ends]
+node = 'server'
+command = ['sh', '-c', 'exit 3']
+ready = {{ exit = 3 }}
+[processes.never]
+node = 'server'
+command = ['sh', '-c', 'echo I will not; exec sleep 1000']
+ready = {{ port = 7001 }}
+timeout = '300ms'
+manual = true
+[processes.wrong]
+node = 'server'
+command = ['sh', '-c', 'echo cannot >&2; exit 4']
+ready = {{ port = 7002 }}
+manual = true
+"
+    );
+    let scenario = Scenario::parse("ready", "ready.toml", &text, None).unwrap();
+    let mut lab = Lab::build(&scenario).await.unwrap();
+    lab.start_processes().await.unwrap();
+    let talk = lab.spawn("client", &["sh", "-c", "echo hello | socat - TCP:10.0.0.1:7000"]).await.unwrap();
+    assert!(talk.exit().await.success());
+    assert_eq!(talk.last_words(), "hello");
+    let error = lab.start("never").await.unwrap_err().to_string();
+    assert_eq!(error, "wait for never: not ready after 300ms; last words: I will not");
+    let error = lab.start("wrong").await.unwrap_err().to_string();
+    assert_eq!(error, "wait for wrong: ended before it was ready, exit code 4: cannot");
+}
+
+#[tokio::test]
+async fn the_longest_gap_of_a_saved_payload_is_measured() {
+    let text = format!(
+        "{TWO}
+[files.five]
+size = '5B'
+[steps.trickle.run]
+node = 'client'
+command = ['sh', '-c', 'head -c 2 five; sleep 0.3; tail -c 3 five']
+save = 'copy'
+[expect.same.same]
+files = ['five', 'copy']
+[expect.short.stall]
+step = 'trickle'
+at_most = '200ms'
+[expect.any.stall]
+step = 'trickle'
+"
+    );
+    let scenario = Scenario::parse("gap", "gap.toml", &text, None).unwrap();
+    let mut lab = Lab::build(&scenario).await.unwrap();
+    let (verdict, _) = lab::run::run(&mut lab, &|_| {}).await.unwrap();
+    let seen: Vec<_> = verdict.rows.iter().map(|row| (row.name.as_str(), row.pass)).collect();
+    assert_eq!(
+        seen,
+        [("trickle", true), ("same", true), ("short", false), ("any", true)],
+        "{:?}",
+        verdict.rows
+    );
+    let stall = &verdict.rows[2].seen;
+    let ms: u64 = stall.split(' ').next().unwrap().parse().unwrap();
+    assert!(ms >= 300, "{stall}");
+}
