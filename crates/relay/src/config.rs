@@ -90,14 +90,14 @@ impl Process {
 }
 
 /// One layer of settings of a service; each is explained at [`Service`].
-#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Settings {
     /// Name of the service in logs and metrics [default: the listening address]
     #[arg(long)]
     pub name: Option<String>,
-    /// Accept here: tcp://[::]:5555, mptcp://10.0.0.1:4444; tcp://:5555 is all addresses
+    /// Accept here: tcp://:5555 (on all addresses), mptcp://10.0.0.1:4444
     #[arg(long, value_name = "URL", env = "BRAID_LISTEN")]
     pub listen: Option<Listen>,
     /// Dial this server: mptcp://host:4444, tcp://localhost:5201
@@ -525,6 +525,38 @@ to = "mptcp://server.example:4444"
         let config =
             Config::from_toml(GOOD, Path::new("proxy.toml"), &Settings::default(), &shorter).unwrap();
         assert_eq!(config.process.drain_or_default(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn every_setting_can_be_overridden() {
+        let layer = |n: u16, yes: bool, version: &str| -> Settings {
+            let text = format!(
+                r#"
+                name = "{n}"
+                listen = "tcp://:{n}"
+                to = "tcp://a:{n}"
+                connect_timeout = "{n}s"
+                idle_timeout = "{n}s"
+                keepalive = "{n}s"
+                user_timeout = "{n}s"
+                nodelay = {yes}
+                accept_proxy = {yes}
+                proxy_from = ["10.0.0.{n}"]
+                send_proxy = "{version}"
+                allow = ["10.0.0.{n}"]
+                deny = ["10.0.0.{n}"]
+                max_connections = {n}
+                max_connections_per_source = {n}
+                require_mptcp = {yes}
+                lazy_dns = {yes}
+                "#
+            );
+            toml::from_str(&text).unwrap()
+        };
+        let (file, over) = (layer(1, true, "v1"), layer(2, false, "v2"));
+        assert!(!format!("{file:?}").contains("None"), "a setting is missing above: {file:?}");
+        assert_eq!(file.clone().under(&over), over);
+        assert_eq!(file.clone().under(&Settings::default()), file);
     }
 
     #[test]
