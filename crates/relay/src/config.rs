@@ -549,6 +549,7 @@ to = "mptcp://server.example:4444"
                 max_connections_per_source = {n}
                 require_mptcp = {yes}
                 lazy_dns = {yes}
+                transparent = {{ ports = ["{n}"] }}
                 "#
             );
             toml::from_str(&text).unwrap()
