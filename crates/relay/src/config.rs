@@ -320,6 +320,10 @@ impl Settings {
         if self.transparent.is_some() && accept_proxy {
             return Err(wrong("accept_proxy: clients of a transparent service don't know of it"));
         }
+        let require_mptcp = self.require_mptcp.unwrap_or(false);
+        if require_mptcp && [listen.protocol, upstream.protocol()] == [Protocol::Tcp; 2] {
+            return Err(wrong("require_mptcp: neither side asks for MPTCP (or BRAID_MPTCP=0 turns it off)"));
+        }
         Ok(Service {
             name: self.name.unwrap_or_else(|| listen.to_string()),
             listen,
@@ -337,7 +341,7 @@ impl Settings {
             deny: nets(self.deny),
             max_connections: self.max_connections.unwrap_or(0),
             max_connections_per_source: self.max_connections_per_source.unwrap_or(0),
-            require_mptcp: self.require_mptcp.unwrap_or(false),
+            require_mptcp,
             lazy_dns: self.lazy_dns.unwrap_or(false),
         })
     }
@@ -608,6 +612,7 @@ to = "mptcp://server.example:4444"
                 &service("allow = [\"10.0.0.0/33\"]"),
                 "proxy.toml:4: service[0].allow[0]: 10.0.0.0/33 is neither",
             ),
+            (&service("require_mptcp = true"), "proxy.toml: service[0]: require_mptcp: neither side asks"),
             (&service("send_proxy = \"v3\""), "proxy.toml:4: service[0].send_proxy: unknown variant `v3`"),
             (&service("max_connections = -1"), "proxy.toml:4: service[0].max_connections: invalid value"),
             (&service("proxy_from = [\"::1\"]"), "proxy.toml: service[0]: proxy_from: means nothing without"),
