@@ -25,7 +25,7 @@ test-as-nobody: ## for root: all tests as the user nobody, to show that they nee
 lint: ## formatting, clippy, docs: all without warnings
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
 bench: ## Braid's chain of proxies beside direct connections and peers, interleaved, as ratios
 	@tools/setup bench

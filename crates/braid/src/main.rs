@@ -1,5 +1,8 @@
 //! The `braid` program: arguments, output, exit codes; nothing else.
 
+// Doc comments here are help texts, in which clap's [ADDRESS] and <FILE> are no links and no tags.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::private_intra_doc_links, rustdoc::invalid_html_tags)]
+
 mod cmd;
 mod log;
 mod output;

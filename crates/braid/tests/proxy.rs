@@ -418,7 +418,9 @@ fn a_gigabyte_over_two_paths_arrives_whole_while_one_goes_down_and_up_five_times
         let mut noise = Vec::with_capacity(BLOCK);
         let mut x = 88_172_645_463_325_252_u64;
         while noise.len() < BLOCK {
-            (x ^= x << 13, x ^= x >> 7, x ^= x << 17);
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
             noise.extend(x.to_ne_bytes());
         }
         let block = |number: usize| [&number.to_ne_bytes(), &noise[8..]].concat();
