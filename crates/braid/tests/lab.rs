@@ -305,6 +305,30 @@ fn a_network_that_cannot_be_built_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_report_and_a_graph_are_written() {
+    let user = User::new();
+    let directory = user.home.path().join("report");
+    let (code, stdout, stderr) =
+        user.run(&["run", "playground:fullmesh", "--report", &directory.display().to_string()]);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let picture = directory.join("playground-fullmesh.svg");
+    assert!(stdout.contains(&format!("report: {}", picture.display())), "{stdout}");
+    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+    let events = fs::read(directory.join("playground-fullmesh.events.json")).unwrap();
+    let events: serde_json::Value = serde_json::from_slice(&events).unwrap();
+    let of_client =
+        |event: &&serde_json::Value| event["node"] == "client" && event["event"] == "SF_ESTABLISHED";
+    assert_eq!(events["events"].as_array().unwrap().iter().filter(of_client).count(), 3);
+
+    let (code, svg, _) = user.run(&["graph", "routing"]);
+    assert_eq!(code, 0);
+    assert!(svg.contains("10.123.202.3") && svg.trim_end().ends_with("</svg>"));
+    let file = user.home.path().join("routing.svg").display().to_string();
+    assert_eq!(user.run(&["graph", "routing", "--output", &file]).0, 0);
+    assert_eq!(fs::read_to_string(file).unwrap(), svg);
+}
+
+#[test]
 fn two_labs_run_side_by_side() {
     let user = User::new();
     let start =
