@@ -21,6 +21,7 @@ mod man;
 mod monitor;
 mod proxy;
 mod show;
+mod stats;
 
 /// Exit code: it ran and found a problem (a failed scenario, a doctor's finding).
 pub const FOUND_A_PROBLEM: u8 = 1;
@@ -49,6 +50,7 @@ enum Command {
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
+    Stats(stats::Args),
     #[command(hide = true)]
     Completion(completion::Args),
     #[command(hide = true)]
@@ -83,6 +85,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),
+        Command::Stats(args) => stats::run(args),
         Command::Completion(args) => completion::run(args, Cli::command()),
         Command::Man(args) => man::run(args, Cli::command()),
     }
@@ -162,6 +165,14 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("must be above zero".into()),
     }
+}
+
+/// A time above zero in seconds: `2`, `0.5`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| "expected seconds above zero, such as 2 or 0.5".into())
 }
 
 /// What clap says over several lines, without the usage.

@@ -8,6 +8,7 @@
 //! | [`info`] | is this connection MPTCP, and over which subflows? | `getsockopt(SOL_MPTCP, …)` |
 //! | [`pm`] | endpoints, limits, events, the userspace path manager | generic netlink `mptcp_pm` |
 //! | [`diag`] | every MPTCP connection of a namespace, with its owner | `NETLINK_SOCK_DIAG` |
+//! | [`counters`] | how often joins, fallbacks, resets, … happened | `/proc/net/netstat` |
 //! | [`sysctl`] | `net.mptcp.*` of one namespace | `/proc/sys/net/mptcp` |
 //! | [`netns`] | doing any of that in another network namespace | `setns(2)` |
 //! | [`features`] | what the running kernel can do | probes |
@@ -66,6 +67,7 @@
 //!
 //! On older kernels an answer has less detail, or is [`Error::Unsupported`].
 
+pub mod counters;
 pub mod diag;
 mod error;
 pub mod features;

@@ -7,3 +7,4 @@ mod monitor;
 mod net;
 mod show;
 mod snapshots;
+mod stats;

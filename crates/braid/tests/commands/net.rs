@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -20,11 +21,16 @@ pub struct Net(pub Netns);
 
 impl Net {
     pub fn new() -> Self {
-        let net = Net(Netns::anonymous().unwrap());
-        net.ok("ip link set lo up");
+        let net = Net::bare();
         for address in ["10.0.0.1/24", "10.0.0.2/24", "fd00::1/64"] {
             net.ok(&format!("ip address add {address} dev lo nodad"));
         }
+        net
+    }
+
+    fn bare() -> Self {
+        let net = Net(Netns::anonymous().unwrap());
+        net.ok("ip link set lo up");
         mptcp::sysctl::set(&net.0, "net.mptcp.blackhole_timeout", "0").unwrap();
         net
     }
@@ -60,6 +66,22 @@ impl Net {
         server.wait_for("listening on");
         server
     }
+}
+
+/// Hosts on `paths` networks. Network N has 10.0.N.1 and fd00:N::1 at the first host, …2 at the second, on devices
+/// `ethN`. Beside those a host has no address that others know.
+pub fn pair(paths: u8) -> (Net, Net) {
+    let (a, b) = (Net::bare(), Net::bare());
+    let peer = format!("/proc/{}/fd/{}", std::process::id(), b.0.as_fd().as_raw_fd());
+    for n in 0..paths {
+        a.ok(&format!("ip link add eth{n} type veth peer name eth{n} netns {peer}"));
+        for (net, host) in [(&a, 1), (&b, 2)] {
+            net.ok(&format!("ip address add 10.0.{n}.{host}/24 dev eth{n}"));
+            net.ok(&format!("ip address add fd00:{n}::{host}/64 dev eth{n} nodad"));
+            net.ok(&format!("ip link set eth{n} up"));
+        }
+    }
+    (a, b)
 }
 
 /// A program that runs until the test ends it.
