@@ -7,9 +7,8 @@ help: ## list the targets
 
 demo: ## two MPTCP networks: one transfer over two paths, one that loses a path on the way
 	@tools/setup demo
-	cargo build --quiet --release
-	@mkdir -p target/demo
-	target/release/braid lab run simple handover --report target/demo
+	cargo build
+	target/debug/braid lab run simple handover --report target/demo
 
 # Cargo starts each test program by its runner, which gives it a place to make network namespaces in.
 TEST = cargo test --workspace --config 'target."cfg(all())".runner = ["$(CURDIR)/tools/$(1)"]'
