@@ -12,16 +12,20 @@ use mptcp::Netns;
 
 use crate::output;
 
+mod address;
 mod completion;
+mod connection;
 mod echo;
 mod endpoint;
 mod lab;
 mod limits;
+mod listen;
 mod man;
 mod monitor;
 mod proxy;
 mod show;
 mod stats;
+mod subflow;
 
 /// Exit code: it ran and found a problem (a failed scenario, a doctor's finding).
 pub const FOUND_A_PROBLEM: u8 = 1;
@@ -50,6 +54,9 @@ enum Command {
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
+    Subflow(subflow::Args),
+    Address(address::Args),
+    Listen(listen::Args),
     Stats(stats::Args),
     #[command(hide = true)]
     Completion(completion::Args),
@@ -85,6 +92,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),
+        Command::Subflow(args) => subflow::run(args),
+        Command::Address(args) => address::run(args),
+        Command::Listen(args) => listen::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Completion(args) => completion::run(args, Cli::command()),
         Command::Man(args) => man::run(args, Cli::command()),

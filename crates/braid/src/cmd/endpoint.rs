@@ -95,14 +95,13 @@ fn add(netns: &Netns, wanted: &Request) -> Result<()> {
         !wanted.flags.contains(EndpointFlags::SIGNAL | EndpointFlags::FULLMESH),
         "fullmesh: cannot be combined with signal"
     );
-    let ifindex = match &wanted.dev {
-        Some(dev) => netns
-            .run(|| nix::net::if_::if_nametoindex(dev.as_str()))?
-            .map_err(std::io::Error::from)
-            .with_context(|| format!("dev {dev}"))?,
-        None => 0,
+    let endpoint = Endpoint {
+        ip,
+        id: wanted.id,
+        flags: wanted.flags,
+        port: wanted.port,
+        ifindex: wanted.ifindex(netns)?,
     };
-    let endpoint = Endpoint { ip, id: wanted.id, flags: wanted.flags, port: wanted.port, ifindex };
     request(netns, async |client| client.add_endpoint(&endpoint).await)
 }
 
@@ -164,20 +163,31 @@ fn request(netns: &Netns, ask: impl AsyncFnOnce(&Client) -> mptcp::Result<()>) -
 
 /// What the words ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Request {
-    ip: Option<IpAddr>,
-    id: Option<AddrId>,
-    port: u16,
-    dev: Option<String>,
-    flags: EndpointFlags,
+pub struct Request {
+    pub ip: Option<IpAddr>,
+    pub id: Option<AddrId>,
+    pub port: u16,
+    pub dev: Option<String>,
+    pub flags: EndpointFlags,
 }
 
 impl Request {
-    fn parse(words: &[String]) -> Result<Self> {
-        let mut request = Request::default();
+    pub fn parse(words: &[String]) -> Result<Self> {
         let mut words = words.iter();
-        while let Some(word) = words.next() {
-            let mut value = || words.next().with_context(|| format!("{word}: a value is needed"));
+        let request = Self::take(&mut words)?;
+        match words.next() {
+            Some(word) => bail!("'{word}' is no address, no flag and none of id, dev, port"),
+            None => Ok(request),
+        }
+    }
+
+    /// Takes the words up to the first that is not one of an endpoint.
+    pub fn take(words: &mut std::slice::Iter<'_, String>) -> Result<Self> {
+        let mut request = Request::default();
+        loop {
+            let mut rest = words.clone();
+            let Some(word) = rest.next() else { return Ok(request) };
+            let mut value = || rest.next().with_context(|| format!("{word}: a value is needed"));
             if let Some((_, flag)) = FLAGS.iter().find(|(name, _)| name == word) {
                 request.flags |= *flag;
             } else if ["nobackup", "nofullmesh"].contains(&word.as_str()) {
@@ -191,10 +201,19 @@ impl Request {
             } else if let Ok(ip) = word.parse() {
                 request.ip = Some(ip);
             } else {
-                bail!("'{word}' is no address, no flag and none of id, dev, port");
+                return Ok(request);
             }
+            *words = rest;
         }
-        Ok(request)
+    }
+
+    /// The index of the interface in `netns`; 0 where none is named.
+    pub fn ifindex(&self, netns: &Netns) -> Result<u32> {
+        let Some(dev) = &self.dev else { return Ok(0) };
+        netns
+            .run(|| nix::net::if_::if_nametoindex(dev.as_str()))?
+            .map_err(std::io::Error::from)
+            .with_context(|| format!("dev {dev}"))
     }
 
     fn refuse_id_0(&self) -> Result<()> {

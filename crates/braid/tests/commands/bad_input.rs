@@ -19,6 +19,43 @@ const REFUSED: &[(&str, &str)] = &[
     ("endpoint show id 7", "(kernel: address not found)"),
     ("limits set subflows 9", "(kernel: limit greater than maximum (8))"),
     ("limits set subflows 99999999999", "subflows: 99999999999 is too large"),
+    ("subflow create --token xyz local 10.0.0.1", "'xyz' for '--token <HEX>'"),
+    ("subflow create local 10.0.0.1", "--token <HEX>"),
+    ("subflow create --token 1", "<WORD>"),
+    ("subflow create --token 1 10.0.0.1", "'10.0.0.1' is neither local nor remote"),
+    ("subflow create --token 1 local 10.0.0.300", "local: an address is needed"),
+    ("subflow create --token 1 local 10.0.0.1 id 2 local 10.0.0.2", "local: stands there twice"),
+    ("subflow create --token 1 local 10.0.0.1 id 2 remote 10.0.0.2", "remote: a port is needed"),
+    ("subflow create --token 1 remote 10.0.0.2 port 80", "local: an address is needed"),
+    ("subflow create --token 1 local 10.0.0.1 id 2 remote port 80", "remote: an address is needed"),
+    (
+        "subflow create --token 1 local 10.0.0.1 id 2 remote 10.0.0.2 port 80 signal",
+        "only backup has a meaning",
+    ),
+    (
+        "subflow create --token 1 local 10.0.0.1 id 2 dev nosuch remote 10.0.0.2 port 80",
+        "dev nosuch: No such",
+    ),
+    (
+        "subflow create --token 1 local 10.0.0.1 id 2 remote 10.0.0.2 port 80",
+        "token 00000001: there is no such",
+    ),
+    ("subflow destroy --token 1 local 10.0.0.1", "token 00000001: there is no such connection"),
+    ("subflow backup --token 1 local 10.0.0.1 dev lo", "found by address, id and port"),
+    ("subflow nobackup --token 1 remote 10.0.0.1 id 256", "id: 256 is too large"),
+    ("address announce --token 1 10.0.0.1", "an id from 1 to 255 is needed"),
+    ("address announce --token 1 10.0.0.1 id 0", "an id from 1 to 255 is needed"),
+    ("address announce --token 1 id 3", "an address is needed"),
+    ("address announce --token 1 10.0.0.1 id 3 backup", "takes no flags"),
+    ("address announce --token 1 10.0.0.1 id 3", "token 00000001: there is no such connection"),
+    ("address remove --token 1 10.0.0.1", "an id is needed"),
+    ("address remove --token 1 id 3 10.0.0.1", "takes only id ID"),
+    ("address remove --token 1 id 3 -n no-such-namespace", "/run/netns/no-such-namespace"),
+    ("listen 10.0.0.1", "'10.0.0.1' for '<ADDRESS:PORT>'"),
+    ("listen 192.0.2.9:80", "listen on 192.0.2.9:80: Cannot assign requested address"),
+    ("stats --watch 0", "expected seconds above zero"),
+    ("stats --watch soon", "expected seconds above zero"),
+    ("stats -n no-such-namespace", "/run/netns/no-such-namespace"),
     ("echo client --addr 10.0.0.1:0", "port '0' is not a number from 1 to 65535"),
     ("echo client --addr 10.0.0.1", "expected HOST:PORT"),
     ("echo client --addr ::1:80", "an IPv6 address needs brackets"),
@@ -73,7 +110,7 @@ fn a_missing_capability_is_named() {
     }
 }
 
-fn refused(arguments: &str, output: &std::process::Output, wanted: &str) {
+pub fn refused(arguments: &str, output: &std::process::Output, wanted: &str) {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
     assert!(error.starts_with("braid: ") && error.contains(wanted), "{arguments}: {error}");

@@ -8,3 +8,4 @@ mod net;
 mod show;
 mod snapshots;
 mod stats;
+mod subflow;

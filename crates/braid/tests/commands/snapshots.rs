@@ -14,9 +14,18 @@ fn help_is_as_in_the_snapshots() {
 fn every_command_has_a_man_page_with_its_flags_and_examples() {
     let dir = tempfile::tempdir().unwrap();
     Net::new().ok(&format!("braid man {}", dir.path().display()));
-    for page in
-        ["braid", "braid-echo-client", "braid-endpoint-add", "braid-limits", "braid-monitor", "braid-show"]
-    {
+    for page in [
+        "braid",
+        "braid-echo-client",
+        "braid-endpoint-add",
+        "braid-limits",
+        "braid-monitor",
+        "braid-show",
+        "braid-stats",
+        "braid-subflow-create",
+        "braid-address-remove",
+        "braid-listen",
+    ] {
         let text = fs::read_to_string(dir.path().join(format!("{page}.1"))).unwrap();
         assert!(text.contains(".SH SYNOPSIS"), "{page}");
     }
