@@ -6,9 +6,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
-use mptcp::Netns;
+use mptcp::{Netns, sysctl};
 
 use crate::output;
 
@@ -17,6 +17,7 @@ mod completion;
 mod connection;
 mod echo;
 mod endpoint;
+mod help;
 mod lab;
 mod limits;
 mod listen;
@@ -34,7 +35,7 @@ pub const COULD_NOT_RUN: u8 = 2;
 
 /// Multipath TCP for the software you already run
 #[derive(Debug, Parser)]
-#[command(name = "braid", version, disable_help_subcommand = true)]
+#[command(name = "braid", version, disable_help_subcommand = true, after_help = help::topics())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -58,9 +59,8 @@ enum Command {
     Address(address::Args),
     Listen(listen::Args),
     Stats(stats::Args),
-    #[command(hide = true)]
+    Help(help::Args),
     Completion(completion::Args),
-    #[command(hide = true)]
     Man(man::Args),
 }
 
@@ -96,6 +96,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Address(args) => address::run(args),
         Command::Listen(args) => listen::run(args),
         Command::Stats(args) => stats::run(args),
+        Command::Help(args) => help::run(args, Cli::command()),
         Command::Completion(args) => completion::run(args, Cli::command()),
         Command::Man(args) => man::run(args, Cli::command()),
     }
@@ -119,6 +120,33 @@ impl Place {
             (Some(name), _) => Netns::named(name),
             (None, Some(pid)) => Netns::of_pid(pid),
             (None, None) => Netns::current(),
+        }
+    }
+}
+
+/// Refuses where no MPTCP socket can be made: there is nothing to see and nothing to wait for.
+fn ensure_mptcp(netns: &Netns) -> Result<()> {
+    match sysctl::get(netns, "net.mptcp.enabled") {
+        Ok(enabled) if enabled == "0" => {
+            bail!("MPTCP is switched off in network namespace {} (net.mptcp.enabled=0)", netns.name())
+        }
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {
+            bail!("this kernel has no MPTCP (CONFIG_MPTCP; net.mptcp.enabled is missing)")
+        }
+        result => Ok(result.map(drop)?),
+    }
+}
+
+/// Says why what was set in `netns` may have no effect.
+fn note_what_ignores_endpoints(netns: &Netns) {
+    const REASONS: [(&str, &str, &str); 2] = [
+        ("net.mptcp.enabled", "0", "MPTCP is switched off"),
+        ("net.mptcp.pm_type", "1", "new connections use the userspace path manager"),
+    ];
+    for (key, value, reason) in REASONS {
+        // A key that the kernel does not have means nothing here.
+        if sysctl::get(netns, key).is_ok_and(|now| now == value) {
+            output::note(format_args!("without effect for now: {reason} ({key}={value})"));
         }
     }
 }

@@ -2,12 +2,17 @@
 #![allow(clippy::print_stderr)]
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// Writes one line to standard output, at once: a reader at the other end of a pipe sees it without delay.
 /// Colour stays only where the output is a terminal that wants it.
 pub fn line(text: impl fmt::Display) -> Result<(), WriteError> {
     writeln!(anstream::stdout(), "{text}").map_err(WriteError)
+}
+
+/// Does a person read standard output?
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Writes `bytes` as they are to standard output.

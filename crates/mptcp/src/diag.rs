@@ -1,6 +1,7 @@
 //! Every MPTCP connection of a network namespace, with its owner and its subflows (`NETLINK_SOCK_DIAG`).
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -10,7 +11,7 @@ use netlink_bindings::mptcp_pm::SubflowAttribute;
 use netlink_bindings::traits::NetlinkRequest;
 use netlink_bindings::utils::find_attr;
 use nix::sys::socket::SockProtocol;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::info::{Info, TcpInfo};
 use crate::netlink::{NLM_F_DUMP, Socket};
@@ -44,6 +45,14 @@ pub struct Connection {
     pub subflows: Vec<Subflow>,
 }
 
+impl Connection {
+    /// Does somebody hold the socket whom the caller may not see? A socket that its program has closed, or not yet
+    /// accepted, has no holder and no inode.
+    pub fn owners_hidden(&self) -> bool {
+        self.inode != 0 && self.owners.is_empty()
+    }
+}
+
 /// One subflow of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
@@ -53,10 +62,7 @@ pub struct Subflow {
     pub local_id: AddrId,
     pub remote_id: AddrId,
     pub state: String,
-    /// Our side asked the peer to use this subflow as a backup.
-    pub backup_by_us: bool,
-    /// The peer asked us to use this subflow as a backup.
-    pub backup_by_peer: bool,
+    pub flags: SubflowFlags,
     /// Index of the interface that the subflow is bound to; 0: not bound, routing decides.
     pub ifindex: u32,
     /// Smoothed round-trip time in microseconds.
@@ -68,7 +74,62 @@ pub struct Subflow {
     pub retransmits: u32,
     /// Congestion window in segments.
     pub cwnd: u32,
+    /// Congestion control (`INET_DIAG_CONG`); empty where the kernel did not say.
+    pub congestion_control: String,
 }
+
+bitflags::bitflags! {
+    /// What the kernel knows of a subflow (`MPTCP_SUBFLOW_FLAG_*`). It does not tell whether it holds the subflow
+    /// for stale.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct SubflowFlags: u32 {
+        /// Opened with MP_CAPABLE: the connection's first subflow.
+        const CAPABLE_REMOTE = 1 << 0;
+        /// We opened it, and asked for MP_CAPABLE.
+        const CAPABLE_LOCAL = 1 << 1;
+        /// Joined with MP_JOIN: a further subflow.
+        const JOIN_REMOTE = 1 << 2;
+        /// We opened it, and asked for MP_JOIN.
+        const JOIN_LOCAL = 1 << 3;
+        /// The peer asked us to use the subflow as a backup.
+        const BACKUP_REMOTE = 1 << 4;
+        /// We asked the peer to use the subflow as a backup.
+        const BACKUP_LOCAL = 1 << 5;
+        /// MPTCP is agreed on for good (RFC 8684 section 3.1).
+        const FULLY_ESTABLISHED = 1 << 6;
+        /// The subflow's handshake is complete.
+        const CONNECTED = 1 << 7;
+        /// A mapping of the peer's data is in use (DSS).
+        const MAP_VALID = 1 << 8;
+    }
+}
+
+/// As ss(8) writes them: `MmJjBbecv`, each letter where its flag is set.
+impl fmt::Display for SubflowFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set: String = LETTERS.iter().filter(|(flag, _)| self.contains(*flag)).map(|(_, l)| l).collect();
+        f.pad(&set)
+    }
+}
+
+/// The letters of [`SubflowFlags`], as `Display` writes them.
+impl Serialize for SubflowFlags {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+const LETTERS: [(SubflowFlags, char); 9] = [
+    (SubflowFlags::CAPABLE_REMOTE, 'M'),
+    (SubflowFlags::CAPABLE_LOCAL, 'm'),
+    (SubflowFlags::JOIN_REMOTE, 'J'),
+    (SubflowFlags::JOIN_LOCAL, 'j'),
+    (SubflowFlags::BACKUP_REMOTE, 'B'),
+    (SubflowFlags::BACKUP_LOCAL, 'b'),
+    (SubflowFlags::FULLY_ESTABLISHED, 'e'),
+    (SubflowFlags::CONNECTED, 'c'),
+    (SubflowFlags::MAP_VALID, 'v'),
+];
 
 /// The connections of `netns`, listeners left out. Needs no privilege, but without it some things stay unseen:
 /// owners of other users' sockets (CAP_SYS_PTRACE), and before Linux 6.15 subflows (CAP_NET_ADMIN).
@@ -84,6 +145,7 @@ pub async fn connections(netns: &Netns) -> Result<Vec<Connection>> {
 const IPPROTO_MPTCP: u32 = 262;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_INFO: u16 = 2;
+const INET_DIAG_CONG: u16 = 4;
 const INET_DIAG_ULP_INFO: u16 = 19;
 const INET_ULP_INFO_MPTCP: u16 = 3;
 
@@ -123,7 +185,7 @@ fn dump(socket: &Socket, what: &str, protocol: u32) -> Result<Vec<Vec<u8>>> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         // IPPROTO_MPTCP does not fit in the header. Kernels that don't know the attribute refuse protocol 0.
         let protocol_byte = u8::try_from(protocol).unwrap_or(0);
-        let ext = 1 << (INET_DIAG_INFO - 1);
+        let ext = 1 << (INET_DIAG_INFO - 1) | 1 << (INET_DIAG_CONG - 1);
         let header = ReqV2 { family: family as u8, protocol: protocol_byte, ext, states, ..ReqV2::new() };
         let mut request = Request::new().op_tcp_diag_dump(&header);
         if protocol_byte == 0 {
@@ -170,7 +232,8 @@ fn parse_subflow(message: &[u8]) -> Option<Option<(Token, Subflow)>> {
     let ulp = find_attr(attributes, INET_DIAG_ULP_INFO).and_then(|ulp| find_attr(ulp, INET_ULP_INFO_MPTCP));
     let Some(ulp) = ulp.map(SubflowAttribute::new) else { return Some(None) };
     let Ok(token) = ulp.get_token_loc() else { return Some(None) };
-    let flags = ulp.get_flags().unwrap_or(0);
+    let congestion_control = find_attr(attributes, INET_DIAG_CONG).unwrap_or_default();
+    let congestion_control = congestion_control.strip_suffix(b"\0").unwrap_or(congestion_control);
     let tcp = TcpInfo::parse(find_attr(attributes, INET_DIAG_INFO).unwrap_or_default());
     let (local, remote) = addresses(&socket);
     let subflow = Subflow {
@@ -179,8 +242,7 @@ fn parse_subflow(message: &[u8]) -> Option<Option<(Token, Subflow)>> {
         local_id: AddrId(ulp.get_id_loc().unwrap_or(0)),
         remote_id: AddrId(ulp.get_id_rem().unwrap_or(0)),
         state: state_name(socket.state).into(),
-        backup_by_us: flags & FLAG_BACKUP_LOCAL != 0,
-        backup_by_peer: flags & FLAG_BACKUP_REMOTE != 0,
+        flags: SubflowFlags::from_bits_retain(ulp.get_flags().unwrap_or(0)),
         ifindex: socket.sockid.r#if,
         rtt_us: tcp.rtt_us,
         bytes_sent: tcp.bytes_sent,
@@ -188,14 +250,10 @@ fn parse_subflow(message: &[u8]) -> Option<Option<(Token, Subflow)>> {
         bytes_acked: tcp.bytes_acked,
         retransmits: tcp.retransmits,
         cwnd: tcp.cwnd,
+        congestion_control: String::from_utf8_lossy(congestion_control).into_owned(),
     };
     Some(Some((Token(token), subflow)))
 }
-
-/// `MPTCP_SUBFLOW_FLAG_BKUP_REM`
-const FLAG_BACKUP_REMOTE: u32 = 1 << 4;
-/// `MPTCP_SUBFLOW_FLAG_BKUP_LOC`
-const FLAG_BACKUP_LOCAL: u32 = 1 << 5;
 
 fn split(message: &[u8]) -> Option<(Msg, &[u8])> {
     let (header, attributes) = message.split_at_checked(Msg::len())?;
@@ -278,7 +336,7 @@ mod tests {
             PushSubflowAttribute::new(&mut message)
                 .push_token_loc(77)
                 .push_token_rem(78)
-                .push_flags(1 << 4)
+                .push_flags(1 << 4 | 1 << 3)
                 .push_id_loc(3),
         );
         finalize_nested_header(&mut message, mptcp);
@@ -290,7 +348,8 @@ mod tests {
             (subflow.remote.port(), subflow.local_id, subflow.state.as_str()),
             (80, AddrId(3), "ESTAB")
         );
-        assert!(subflow.backup_by_peer && !subflow.backup_by_us);
+        assert_eq!(subflow.flags, SubflowFlags::BACKUP_REMOTE | SubflowFlags::JOIN_LOCAL);
+        assert_eq!(subflow.flags.to_string(), "jB");
     }
 
     #[test]

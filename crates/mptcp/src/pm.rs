@@ -8,5 +8,5 @@ mod limits;
 
 pub use client::Client;
 pub use endpoint::{Address, Endpoint, EndpointFlags};
-pub use event::{Event, EventKind, Events, Notice};
+pub use event::{Event, EventKind, Events, NotAnEvent, Notice};
 pub use limits::Limits;

@@ -4,7 +4,7 @@ mod net;
 
 use std::time::Instant;
 
-use mptcp::diag::{self, Owner};
+use mptcp::diag::{self, Owner, SubflowFlags};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, EventKind, Events, Limits};
 use mptcp::socket::{Options, Protocol};
 use mptcp::{AddrId, Netns};
@@ -87,6 +87,8 @@ async fn connections_and_subflows_are_those_that_ss_shows() {
             let (_, ours) = field(line, "token:").split_once('/').unwrap();
             let (ours, id) = ours.split_once("(id:").unwrap();
             assert_eq!((ours.parse(), id), (Ok(seen[0].token), format!("{})", subflow.local_id).as_str()));
+            assert_eq!(field(line, "flags:"), subflow.flags.to_string());
+            assert!(line.contains(&format!(" {} ", subflow.congestion_control)), "{line}");
             assert_eq!(field(line, "cwnd:"), subflow.cwnd.to_string());
             let rtt: f64 = field(line, "rtt:").split('/').next().unwrap().parse().unwrap();
             assert_eq!((rtt * 1000.0).round() as u32, subflow.rtt_us);
@@ -113,13 +115,17 @@ async fn the_owner_is_this_process() {
 async fn each_end_tells_who_asked_for_backup() {
     let (a, b) = pair(2);
     let _connection = two_subflows(&a, &b, "10.0.0.2:0", "10.0.1.1", EndpointFlags::BACKUP).await;
+    let none = SubflowFlags::empty();
     let backup = |seen: &[diag::Connection]| {
         let mut subflows = seen[0].subflows.clone();
         subflows.sort_by_key(|s| s.local_id.max(s.remote_id));
-        subflows.iter().map(|s| (s.backup_by_us, s.backup_by_peer)).collect::<Vec<_>>()
+        subflows
+            .iter()
+            .map(|s| s.flags & (SubflowFlags::BACKUP_LOCAL | SubflowFlags::BACKUP_REMOTE))
+            .collect::<Vec<_>>()
     };
-    assert_eq!(backup(&diag::connections(&a).await.unwrap()), [(false, false), (true, false)]);
-    assert_eq!(backup(&diag::connections(&b).await.unwrap()), [(false, false), (false, true)]);
+    assert_eq!(backup(&diag::connections(&a).await.unwrap()), [none, SubflowFlags::BACKUP_LOCAL]);
+    assert_eq!(backup(&diag::connections(&b).await.unwrap()), [none, SubflowFlags::BACKUP_REMOTE]);
 }
 
 #[tokio::test]

@@ -102,7 +102,9 @@ fn add(netns: &Netns, wanted: &Request) -> Result<()> {
         port: wanted.port,
         ifindex: wanted.ifindex(netns)?,
     };
-    request(netns, async |client| client.add_endpoint(&endpoint).await)
+    request(netns, async |client| client.add_endpoint(&endpoint).await)?;
+    cmd::note_what_ignores_endpoints(netns);
+    Ok(())
 }
 
 fn delete(netns: &Netns, wanted: &Request) -> Result<()> {

@@ -65,7 +65,9 @@ fn set(netns: &Netns, words: &[String]) -> Result<()> {
             add_addr_accepted: add_addr_accepted.unwrap_or(now.add_addr_accepted),
         };
         Ok(client.set_limits(limits).await?)
-    })
+    })?;
+    cmd::note_what_ignores_endpoints(netns);
+    Ok(())
 }
 
 fn show(netns: &Netns, json: bool) -> Result<()> {

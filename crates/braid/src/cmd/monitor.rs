@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use jiff::ZonedDateTime;
+use mptcp::Token;
 use mptcp::pm::{Event, EventKind, Events, Notice};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,11 +23,25 @@ use crate::output;
 #[command(after_help = "\
 Examples:
   braid monitor
-  braid monitor --json -n client | jq 'select(.event == \"SF_CLOSED\")'
+  braid monitor -t --token 32ba31f2
+  braid monitor --type sf_established,sf_closed
+  braid monitor --json -n client | jq 'select(.error == 110)'
   braid monitor --pid 4711")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
+    /// Only events of the connection with this token
+    #[arg(long, value_name = "HEX")]
+    token: Option<Token>,
+    /// Only events of these types, by the names that are printed
+    #[arg(long = "type", value_name = "TYPE,…", value_delimiter = ',')]
+    types: Vec<EventKind>,
+    /// Print the time before each event, on a line of its own as `ip -t` does
+    #[arg(short, long)]
+    timestamp: bool,
+    /// Print the time before each event, in short as `ip -ts` does
+    #[arg(long, conflicts_with = "timestamp")]
+    tshort: bool,
     /// Print one JSON object a line
     #[arg(short, long)]
     json: bool,
@@ -33,7 +49,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let netns = args.place.open()?;
-    let format = if args.json { json } else { text };
+    cmd::ensure_mptcp(&netns)?;
     cmd::block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -41,12 +57,43 @@ pub fn run(args: Args) -> Result<ExitCode> {
         tracing::debug!("subscribed");
         loop {
             tokio::select! {
-                notice = events.next() => output::line(format(&notice?))?,
+                notice = events.next() => {
+                    let notice = notice?;
+                    if args.wants(&notice) {
+                        output::line(args.print(&notice, &ZonedDateTime::now()))?;
+                    }
+                }
                 _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
                 _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
             }
         }
     })
+}
+
+impl Args {
+    /// An overrun passes every filter: what was lost may be what was asked for.
+    fn wants(&self, notice: &Notice) -> bool {
+        let Notice::Event(event) = notice else { return true };
+        self.token.is_none_or(|token| event.token == Some(token))
+            && (self.types.is_empty() || self.types.contains(&event.kind))
+    }
+
+    fn print(&self, notice: &Notice, now: &ZonedDateTime) -> String {
+        if self.json {
+            let time = (self.timestamp || self.tshort).then(|| now.timestamp());
+            return json(notice, time.map(|time| format!("{time:.6}")));
+        }
+        // print_timestamp() of iproute2; microseconds are not padded in the long form.
+        let time = if self.timestamp {
+            let microseconds = now.subsec_nanosecond() / 1000;
+            format!("Timestamp: {} {microseconds} usec\n", now.strftime("%a %b %e %H:%M:%S %Y"))
+        } else if self.tshort {
+            now.strftime("[%Y-%m-%dT%H:%M:%S.%6f] ").to_string()
+        } else {
+            String::new()
+        };
+        time + &text(notice)
+    }
 }
 
 /// The line of `ip mptcp monitor`.
@@ -62,8 +109,8 @@ fn text(notice: &Notice) -> String {
     format!("[{:>16}]{}", event.kind.to_string(), fields.collect::<String>())
 }
 
-fn json(notice: &Notice) -> String {
-    let mut object = Vec::new();
+fn json(notice: &Notice, time: Option<String>) -> String {
+    let mut object: Vec<_> = time.map(|time| ("timestamp", json!(time))).into_iter().collect();
     match notice {
         Notice::Overrun => object.push(("event", json!("OVERRUN"))),
         Notice::Event(event) => {
@@ -115,7 +162,14 @@ fn fields(event: &Event) -> Vec<Field> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mptcp::{AddrId, Token};
+    use clap::Parser as _;
+    use mptcp::AddrId;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
 
     fn event(kind: EventKind) -> Event {
         Event {
@@ -147,7 +201,7 @@ mod tests {
              error=110 flags=1f timeout=3 ifindex=-1 reset_reason=4 reset_flags=0x0"
         );
         assert_eq!(
-            json(&notice),
+            json(&notice, None),
             r#"{"event":"SF_CLOSED","token":"000000ab","remote_id":2,"local_id":1,"local_ip":"::1","remote_ip":"10.0.0.1","local_port":80,"backup":true,"error":110,"flags":31,"timeout":3,"ifindex":-1,"reset_reason":4,"reset_flags":0,"server_side":false}"#
         );
     }
@@ -156,8 +210,40 @@ mod tests {
     fn unknown_events_and_overruns_stand_in_the_stream() {
         let unknown = Notice::Event(event(EventKind::Unknown(77)));
         assert_eq!(text(&unknown), "[UNKNOWN 77]");
-        assert!(json(&unknown).starts_with(r#"{"event":"UNKNOWN_77","token":"000000ab""#));
+        assert!(json(&unknown, None).starts_with(r#"{"event":"UNKNOWN_77","token":"000000ab""#));
         assert_eq!(text(&Notice::Overrun), "[         OVERRUN] events were lost");
-        assert_eq!(json(&Notice::Overrun), r#"{"event":"OVERRUN"}"#);
+        assert_eq!(json(&Notice::Overrun, None), r#"{"event":"OVERRUN"}"#);
+    }
+
+    #[test]
+    fn the_time_is_written_as_iproute2_writes_it() {
+        let time: ZonedDateTime = "2026-03-05T07:08:09.000042+01:00[+01:00]".parse().unwrap();
+        let print = |options: &str| {
+            let line = format!("monitor {options}");
+            Line::parse_from(line.split_whitespace()).args.print(&Notice::Overrun, &time)
+        };
+        assert_eq!(
+            print("-t"),
+            "Timestamp: Thu Mar  5 07:08:09 2026 42 usec\n[         OVERRUN] events were lost"
+        );
+        assert_eq!(print("--tshort"), "[2026-03-05T07:08:09.000042] [         OVERRUN] events were lost");
+        for time in ["-t", "--tshort"] {
+            assert_eq!(
+                print(&format!("--json {time}")),
+                r#"{"timestamp":"2026-03-05T06:08:09.000042Z","event":"OVERRUN"}"#
+            );
+        }
+    }
+
+    #[test]
+    fn filters_let_an_overrun_pass() {
+        let wants = |options: &str, notice: &Notice| {
+            Line::parse_from(format!("monitor {options}").split_whitespace()).args.wants(notice)
+        };
+        let closed = Notice::Event(event(EventKind::SubflowClosed));
+        assert!(wants("--token ab", &closed) && !wants("--token ac", &closed));
+        assert!(wants("--type created,sf_closed", &closed) && !wants("--type CREATED", &closed));
+        assert!(!wants("--token ab --type closed", &closed));
+        assert!(wants("--token ac --type closed", &Notice::Overrun));
     }
 }

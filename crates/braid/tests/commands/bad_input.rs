@@ -12,7 +12,15 @@ const REFUSED: &[(&str, &str)] = &[
     ("show --pid 4194305", "network namespace pid 4194305 (/proc/4194305/ns/net): No such file or directory"),
     ("show -n no-such-namespace", "/run/netns/no-such-namespace"),
     ("show -n x --pid 1", "cannot be used with"),
+    ("show --watch 0", "'0' for '--watch [<SECONDS>]': expected seconds above zero"),
     ("monitor -n /dev/null", "/dev/null"),
+    ("monitor --token xyz", "'xyz' for '--token <HEX>'"),
+    (
+        "monitor --type CLOSED,nonsense",
+        "'nonsense' for '--type <TYPE,…>': no such event; there are CREATED, ",
+    ),
+    ("monitor -t --tshort", "cannot be used with"),
+    ("help endpoint nonsense", "no help on 'endpoint nonsense': it is no command and none of paths, "),
     ("endpoint -n no-such-namespace", "/run/netns/no-such-namespace"),
     ("endpoint add 10.0.0.1 dev nosuch", "dev nosuch: No such device"),
     ("endpoint add 10.0.0.300", "'10.0.0.300'"),
@@ -107,6 +115,35 @@ fn a_missing_capability_is_named() {
     // Looking needs none.
     for arguments in ["endpoint", "limits", "show"] {
         net.ok(&format!("setpriv --bounding-set -net_admin {BRAID} {arguments}"));
+    }
+}
+
+#[test]
+fn mptcp_that_is_off_is_told() {
+    let net = Net::new();
+    mptcp::sysctl::set(&net.0, "net.mptcp.enabled", "0").unwrap();
+    for arguments in ["show", "show --json", "monitor"] {
+        refused(arguments, &net.output(&format!("braid {arguments}")), "(net.mptcp.enabled=0)");
+    }
+    // What is set may be meant for later.
+    mptcp::sysctl::set(&net.0, "net.mptcp.pm_type", "1").unwrap();
+    for arguments in ["endpoint add 10.0.0.1", "limits set subflows 1"] {
+        let output = net.output(&format!("braid {arguments}"));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let notes = String::from_utf8(output.stderr).unwrap();
+        let notes: Vec<_> = notes.lines().map(|note| note.rsplit_once('(').unwrap().1).collect();
+        assert_eq!(notes, ["net.mptcp.enabled=0)", "net.mptcp.pm_type=1)"]);
+    }
+}
+
+#[test]
+fn a_kernel_without_mptcp_is_told() {
+    let net = Net::new();
+    for arguments in ["show", "monitor"] {
+        // Such a kernel has no such directory.
+        let script = format!("mount -t tmpfs none /proc/sys/net/mptcp && exec {BRAID} {arguments}");
+        let output = net.command("unshare --mount sh -c").arg(script).output().unwrap();
+        refused(arguments, &output, "this kernel has no MPTCP (CONFIG_MPTCP");
     }
 }
 

@@ -80,23 +80,32 @@ const INVOCATIONS: &[&str] = &[
 #[test]
 fn braid_and_iproute2_do_and_print_the_same() {
     let (iproute2, braid) = (Net::new(), Net::new());
+    let version = iproute2.ok("ip -V");
     for line in INVOCATIONS {
         let theirs = iproute2.output(&format!("ip mptcp {line}"));
         let ours = braid.output(&format!("braid {line}"));
-        assert_eq!(ours.status.success(), theirs.status.success(), "{line}: {ours:?} {theirs:?}");
-        assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{line}");
+        assert_eq!(ours.status.success(), theirs.status.success(), "{line} ({version}): {ours:?} {theirs:?}");
+        assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{line} ({version})");
         if !ours.status.success() {
-            assert_eq!(ours.status.code(), Some(2), "{line}");
+            assert_eq!(ours.status.code(), Some(2), "{line} ({version})");
             let error = text(&ours.stderr);
             assert!(error.starts_with("braid: ") && error.lines().count() == 1, "{line}: {error}");
         }
         // The kernel's state, as the one program and the other see it, in text and JSON.
         for show in ["mptcp endpoint", "mptcp limits", "-j mptcp endpoint"] {
-            assert_eq!(braid.ok(&format!("ip {show}")), iproute2.ok(&format!("ip {show}")), "{line}");
+            assert_eq!(
+                braid.ok(&format!("ip {show}")),
+                iproute2.ok(&format!("ip {show}")),
+                "{line} ({version})"
+            );
         }
-        assert_eq!(braid.ok("braid endpoint"), iproute2.ok("ip mptcp endpoint"), "{line}");
-        assert_eq!(braid.ok("braid endpoint --json"), iproute2.ok("ip -j mptcp endpoint"), "{line}");
-        assert_eq!(braid.ok("braid limits"), iproute2.ok("ip mptcp limits"), "{line}");
+        assert_eq!(braid.ok("braid endpoint"), iproute2.ok("ip mptcp endpoint"), "{line} ({version})");
+        assert_eq!(
+            braid.ok("braid endpoint --json"),
+            iproute2.ok("ip -j mptcp endpoint"),
+            "{line} ({version})"
+        );
+        assert_eq!(braid.ok("braid limits"), iproute2.ok("ip mptcp limits"), "{line} ({version})");
     }
 }
 

@@ -127,6 +127,11 @@ impl Running {
         self.stdout.try_recv().is_ok()
     }
 
+    /// The lines of standard output that nobody has read.
+    pub fn unread(&self) -> Vec<String> {
+        self.stdout.try_iter().collect()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }

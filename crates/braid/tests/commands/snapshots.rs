@@ -34,6 +34,38 @@ fn every_command_has_a_man_page_with_its_flags_and_examples() {
 }
 
 #[test]
+fn help_on_a_command_is_what_its_flag_prints_and_topics_are_pages() {
+    let net = Net::new();
+    for command in ["", "show", "endpoint add", "lab run", "proxy"] {
+        assert_eq!(net.ok(&format!("braid help {command}")), net.ok(&format!("braid {command} --help")));
+    }
+    for (topic, example) in [
+        ("paths", "braid endpoint add"),
+        ("fallback", "braid stats"),
+        ("namespaces", "braid show -n"),
+        ("privileges", "setcap"),
+    ] {
+        assert!(net.ok("braid help").contains(&format!("\n  {topic} ")), "{topic}");
+        assert!(net.ok(&format!("braid help {topic}")).contains(&format!("    {example} ")), "{topic}");
+    }
+}
+
+/// Every `braid …` line of the topics is one that the program takes.
+#[test]
+fn the_examples_of_the_topics_are_well_formed() {
+    let net = Net::new();
+    for topic in ["paths", "fallback", "namespaces", "privileges"] {
+        for line in net.ok(&format!("braid help {topic}")).lines() {
+            let Some(example) = line.strip_prefix("    braid ") else { continue };
+            let example = example.split_once(" #").map_or(example, |(command, _)| command).trim();
+            // `--help` as the last word: parsed, and nothing done.
+            let output = net.output(&format!("braid {example} --help"));
+            assert!(output.status.success(), "{topic}: {example}: {output:?}");
+        }
+    }
+}
+
+#[test]
 fn each_shell_gets_a_completion_script_that_knows_the_flags() {
     let net = Net::new();
     for shell in ["bash", "zsh", "fish"] {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::str::FromStr;
 
 use netlink_bindings::mptcp_pm::{EventAttr, IterableEventAttr};
 use nix::sys::socket::{SockFlag, SockProtocol};
@@ -275,6 +276,25 @@ impl fmt::Display for EventKind {
     }
 }
 
+/// Not the name of an event.
+#[derive(Debug, thiserror::Error)]
+#[error("no such event; there are {}, and UNKNOWN_n", KINDS.map(|(.., name)| name).join(", "))]
+pub struct NotAnEvent;
+
+/// What `Display` writes, in capitals or not.
+impl FromStr for EventKind {
+    type Err = NotAnEvent;
+
+    fn from_str(text: &str) -> Result<Self, NotAnEvent> {
+        let name = text.to_ascii_uppercase();
+        if let Some((_, kind, _)) = KINDS.iter().find(|(.., known)| *known == name) {
+            return Ok(*kind);
+        }
+        let number = name.strip_prefix("UNKNOWN_").and_then(|number| number.parse().ok());
+        number.map(|number: u8| EventKind::from(number)).ok_or(NotAnEvent)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,7 +348,10 @@ mod tests {
         for (number, kind, name) in KINDS {
             assert_eq!(EventKind::from(number), kind);
             assert_eq!(kind.to_string(), name);
+            assert_eq!(name.to_lowercase().parse::<EventKind>().unwrap(), kind);
         }
+        assert_eq!("unknown_200".parse::<EventKind>().unwrap(), EventKind::Unknown(200));
+        assert!("UNKNOWN_256".parse::<EventKind>().is_err() && "SF".parse::<EventKind>().is_err());
         assert_eq!(EventKind::from(200), EventKind::Unknown(200));
         assert_eq!(EventKind::Unknown(200).to_string(), "UNKNOWN_200");
     }
