@@ -4,6 +4,7 @@ mod net;
 
 use std::net::SocketAddr;
 
+use mptcp::diag::SubflowFlags;
 use mptcp::pm::{Address, Client, EndpointFlags, EventKind, Events, Limits};
 use mptcp::{AddrId, Token, diag, sysctl};
 use net::{connect, event_of, pair, token, transfer};
@@ -44,7 +45,7 @@ async fn cycle(listen: &str, second: &str, announced: &str) {
         assert_eq!(event_of(&mut at_b, EventKind::SubflowPriority).await.backup, Some(backup));
         let seen = diag::connections(&b).await.unwrap();
         let subflow = seen[0].subflows.iter().find(|s| s.remote_id == AddrId(5)).unwrap();
-        assert_eq!(subflow.backup_by_peer, backup);
+        assert_eq!(subflow.flags.contains(SubflowFlags::BACKUP_REMOTE), backup);
     }
 
     pm.destroy_subflow(token, local, to).await.unwrap();
