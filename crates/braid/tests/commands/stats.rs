@@ -70,9 +70,16 @@ fn the_values_are_those_of_nstat() {
     let net = Net::new();
     let _server = net.echo_server(":80");
     net.ok("braid echo client --addr 10.0.0.1:80 --msg x");
-    stats_with(&net, "MPTcpExtMPCurrEstab", 0); // both ends have closed
-    let theirs: Value = serde_json::from_str(&net.ok("nstat -asz --json")).unwrap();
-    let ours = json(&net.ok("braid stats --json"));
+    // The connection's last segments may still be on their way: ask both when nothing changes any more.
+    let (ours, theirs) = poll("a quiet moment", || {
+        let (before, theirs) = (net.ok("braid stats --json"), net.ok("nstat -asz --json"));
+        if before == net.ok("braid stats --json") {
+            ControlFlow::Break((json(&before), theirs))
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    let theirs: Value = serde_json::from_str(&theirs).unwrap();
     assert!(value(&ours, "MPTcpExtMPCapableSYNTX") > 0);
     for counter in &ours {
         let name = counter["name"].as_str().unwrap();

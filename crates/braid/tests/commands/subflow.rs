@@ -81,6 +81,9 @@ fn cycle(opener: &Side, other: &Side) {
     let announced = opener.event("ANNOUNCED");
     assert_eq!((&announced["remote_id"], &announced["remote_port"]), (&Value::from(8), &Value::from(8443)));
 
+    // Never as a mapped address, which would travel as IPv6.
+    assert_eq!(announced["remote_ip"], other.second.trim_start_matches("::ffff:"));
+
     let (from, to) = (opener.second, other.second);
     opener.does("subflow create", &format!("local {from} id 5 dev eth1 remote {to} port 8443"));
     let established = opener.event("SF_ESTABLISHED");
