@@ -84,7 +84,9 @@ pub fn down(home: &Home, card: &Card) -> Result<()> {
     let what = format!("end lab {}", card.name);
     kill(Pid::from_raw(card.pid as i32), Signal::SIGTERM).map_err(|error| Error::io(what.as_str(), error))?;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while home.running()?.iter().any(|lab| lab.name == card.name && lab.pid == card.pid) {
+    // The janitor removes the directory last; by then somebody else may have made a lab of that name.
+    let taken_over = |labs: Vec<Card>| labs.iter().any(|lab| lab.name == card.name && lab.pid != card.pid);
+    while card.directory.exists() && !taken_over(home.running()?) {
         if Instant::now() > deadline {
             return Err(Error::program(what, format!("process {} is still there", card.pid)));
         }

@@ -140,13 +140,14 @@ impl Card {
     }
 
     /// Where `program` is for its programs: found by [`Card::path`], unless it is a path itself.
-    pub fn program(&self, program: &str) -> PathBuf {
-        let found =
-            std::env::split_paths(&self.path()).map(|dir| dir.join(program)).find(|file| file.is_file());
-        match found {
-            Some(file) if !program.contains('/') => file,
-            _ => program.into(),
+    pub fn program(&self, program: &str) -> Result<PathBuf> {
+        if program.contains('/') {
+            return Ok(program.into());
         }
+        std::env::split_paths(&self.path())
+            .map(|directory| directory.join(program))
+            .find(|file| file.is_file())
+            .ok_or_else(|| Error::unknown("program", program, []))
     }
 
     /// The socket on which a lab that stays up takes orders.

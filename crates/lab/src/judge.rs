@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use indexmap::IndexMap;
 use mptcp::pm::EventKind;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub struct Verdict {
     pub pass: bool,
     /// One row for each thing that was expected.
     pub rows: Vec<Row>,
+    /// Of a failure: what the scenario's processes printed last, by name.
+    pub last_lines: IndexMap<String, Vec<String>>,
     /// What each link has carried.
     pub paths: Vec<PathGoodput>,
     /// What each pair of addresses has carried, all its subflows together.
@@ -110,6 +113,7 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
         scenario: scenario.name.clone(),
         pass: rows.iter().all(|row| row.pass),
         rows,
+        last_lines: IndexMap::new(),
         paths: paths(scenario, record),
         subflows: subflows(record),
     }
@@ -250,7 +254,7 @@ fn paths(scenario: &Scenario, record: &Record) -> Vec<PathGoodput> {
 }
 
 fn subflows(record: &Record) -> Vec<SubflowGoodput> {
-    let mut pairs = indexmap::IndexMap::<String, (u64, u64, Duration)>::new();
+    let mut pairs = IndexMap::<String, (u64, u64, Duration)>::new();
     for (key, bytes) in &record.subflows {
         let (sent, received, lived) =
             pairs.entry(format!("{} -> {}", key.local.ip(), key.remote)).or_default();

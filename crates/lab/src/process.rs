@@ -139,9 +139,15 @@ impl Process {
         *self.delivery.borrow()
     }
 
-    /// What it printed last, for messages: at most three lines.
+    /// What it printed last, for messages: at most three lines, as one.
     pub fn last_words(&self) -> String {
-        self.tail.lock().iter().cloned().collect::<Vec<_>>().join("; ")
+        let lines = self.tail.lock();
+        lines.iter().skip(lines.len().saturating_sub(3)).cloned().collect::<Vec<_>>().join("; ")
+    }
+
+    /// What it printed last: at most twenty lines.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.tail.lock().iter().cloned().collect()
     }
 
     /// Its end in words: `exit code 1: connect: Connection refused`.
@@ -194,7 +200,7 @@ impl Tail {
 
     fn push(&self, line: String) {
         let mut lines = self.lock();
-        if lines.len() == 3 {
+        if lines.len() == 20 {
             lines.pop_front();
         }
         lines.push_back(line);

@@ -45,7 +45,11 @@ pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict,
         let _ = tokio::time::timeout(SETTLE, settled).await;
     }
     let record = recorder.record().clone();
-    let verdict = judge::judge(lab.scenario(), &record, &outcome, &lab.work());
+    let mut verdict = judge::judge(lab.scenario(), &record, &outcome, &lab.work());
+    if !verdict.pass {
+        verdict.last_lines =
+            lab.processes().map(|process| (process.name().into(), process.last_lines())).collect();
+    }
     lab.stop_processes().await;
     Ok((verdict, record))
 }

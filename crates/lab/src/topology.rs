@@ -156,12 +156,12 @@ impl Lab {
     ///
     /// # Panics
     /// If the scenario has no such node.
-    pub fn command(&self, node: &str, program: &str) -> Command {
-        let mut command = Command::new(self.card.program(program));
+    pub fn command(&self, node: &str, program: &str) -> Result<Command> {
+        let mut command = Command::new(self.card.program(program)?);
         command.current_dir(self.work()).env("PATH", self.card.path()).process_group(0);
         self.nodes[node].enter_on_exec(&mut command);
         mptcp::sys::die_with_parent(&mut command);
-        command
+        Ok(command)
     }
 
     /// Starts a program in `node`; messages call it by its program's name.
@@ -170,7 +170,7 @@ impl Lab {
     /// If the scenario has no such node, and outside a tokio runtime.
     pub async fn spawn(&self, node: &str, words: &[&str]) -> Result<Process> {
         let (program, arguments) = words.split_first().unwrap_or((&"", &[]));
-        let mut command = self.command(node, program);
+        let mut command = self.command(node, program)?;
         command.args(arguments);
         Process::spawn(program, command, Watch::default()).await
     }
@@ -241,6 +241,11 @@ impl Lab {
         }
     }
 
+    /// The processes of the scenario that have been started and not stopped.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values()
+    }
+
     /// Stops all processes of the scenario, the last first.
     pub async fn stop_processes(&mut self) {
         while let Some((_, process)) = self.processes.pop() {
@@ -282,7 +287,7 @@ impl Lab {
         watch: Watch,
     ) -> Result<Process> {
         let (program, arguments) = words.split_first().ok_or_else(|| Error::program(name, "no program"))?;
-        let mut command = self.command(node, program);
+        let mut command = self.command(node, program)?;
         command.args(arguments);
         Process::spawn(name, command, watch).await
     }

@@ -48,7 +48,7 @@ fn become_program(which: &Which, node: &str, words: &[String]) -> Result<ExitCod
     let namespace = card.namespace(node)?;
     let (program, arguments) = words.split_first().context("no program to run")?;
     privilege::join(card.pid)?;
-    let mut command = Command::new(card.program(program));
+    let mut command = Command::new(card.program(program)?);
     command.args(arguments).env("PATH", card.path()).env("BRAID_LAB_NODE", node);
     Netns::named(namespace)?.enter_on_exec(&mut command);
     Err(command.exec()).with_context(|| format!("run {program} in {node}"))

@@ -37,6 +37,11 @@ pub fn print(verdict: &Verdict) -> Result<()> {
             output::line(text.trim_end())?;
         }
     }
+    for (process, lines) in &verdict.last_lines {
+        for line in lines {
+            output::line(format_args!("    {process} printed: {line}"))?;
+        }
+    }
     let carried = verdict.paths.iter().map(|path| {
         (format!("link {}", path.link), path.a_to_b_bytes, path.b_to_a_bytes, path.bits_per_second)
     });
