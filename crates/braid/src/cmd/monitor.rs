@@ -47,13 +47,16 @@ pub struct Args {
     json: bool,
 }
 
+/// Bytes for events that wait to be printed: a burst of some thousand connections fits, where the kernel allows.
+const BUFFER: usize = 4 << 20;
+
 pub fn run(args: Args) -> Result<ExitCode> {
     let netns = args.place.open()?;
     cmd::ensure_mptcp(&netns)?;
     cmd::block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut events = Events::subscribe(&netns)?;
+        let mut events = Events::subscribe_with_buffer(&netns, BUFFER)?;
         tracing::debug!("subscribed");
         loop {
             tokio::select! {

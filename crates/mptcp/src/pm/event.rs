@@ -8,9 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::str::FromStr;
 
 use netlink_bindings::mptcp_pm::{EventAttr, IterableEventAttr};
-use nix::sys::socket::{SockFlag, SockProtocol};
+use nix::sys::socket::{SockFlag, SockProtocol, setsockopt, sockopt};
 use serde::{Serialize, Serializer};
-use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 
 use super::client;
@@ -115,8 +114,9 @@ impl Events {
         Self::open(netns, None)
     }
 
-    /// Subscribes with a receive buffer of `bytes` (`SO_RCVBUF`; the kernel doubles it, and caps it by
-    /// `net.core.rmem_max`) instead of the system's default.
+    /// Subscribes with a receive buffer of `bytes` instead of the system's default. The kernel doubles it, and caps
+    /// it by `net.core.rmem_max` where the caller lacks CAP_NET_ADMIN in the initial user namespace
+    /// (`SO_RCVBUFFORCE`, else `SO_RCVBUF`).
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -134,7 +134,9 @@ impl Events {
         })?;
         let fd = netlink::open(netns, SockProtocol::NetlinkGeneric, SockFlag::SOCK_NONBLOCK)?;
         if let Some(bytes) = buffer {
-            SockRef::from(&fd).set_recv_buffer_size(bytes).map_err(|e| Error::io(what(), e))?;
+            setsockopt(&fd, sockopt::RcvBufForce, &bytes)
+                .or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &bytes))
+                .map_err(|e| Error::io(what(), e))?;
         }
         sys::setsockopt(&fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32).map_err(|e| {
             match e.raw_os_error() {
