@@ -28,7 +28,7 @@ pub struct Args {
     command: Option<Command>,
     #[command(flatten)]
     place: Place,
-    /// Print JSON, as `ip -j` does
+    /// Print JSON, which iproute2 does not do here
     #[arg(short, long, global = true)]
     json: bool,
 }
