@@ -1,0 +1,228 @@
+//! Measures Braid's chain of proxies beside direct connections and beside chains of peers.
+//!
+//! Each round measures every contestant once, in a network made for that one measurement, so that what else the
+//! machine does meets all alike. Compared are the measurements of one round; the tables give the least, the
+//! median and the greatest over the rounds.
+#![allow(clippy::print_stdout, reason = "the tables are what it is for")]
+
+mod contestants;
+mod load;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use lab::{Lab, Scenario};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::Protocol;
+
+use crate::contestants::{CONTESTANTS, Contestant, Proxy, Way};
+use crate::load::Ends;
+
+/// Measure Braid's chain of proxies beside direct connections and peers
+#[derive(Debug, Parser)]
+struct Args {
+    /// Measurements of each contestant
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Length of a transfer
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Connections held at once; a tenth for programs that start a process for each
+    #[arg(long, default_value_t = 5000)]
+    idle: usize,
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', default_value = "bulk,conversations,idle,shaped")]
+    only: Vec<Kind>,
+    /// Only contestants whose names contain this
+    #[arg(long, default_value = "")]
+    name: String,
+    /// TCP congestion control in both hosts [default: this machine's]
+    #[arg(long)]
+    congestion: Option<String>,
+    /// The braid program [default: the one beside this program]
+    #[arg(long)]
+    braid: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Bulk,
+    Conversations,
+    Idle,
+    Shaped,
+}
+
+impl Kind {
+    /// What each column holds; the first is also given as a share of the direct MPTCP connection's.
+    fn columns(self) -> &'static [&'static str] {
+        match self {
+            Kind::Bulk => &["GB/s", "CPU-s per GB"],
+            Kind::Conversations => &["connections per second", "p50 ms", "p99 ms", "CPU-ms per connection"],
+            Kind::Idle => &["KiB per idle connection"],
+            Kind::Shaped => &["share of 2 x 200 Mbit/s", "CPU-s per GB"],
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Kind::Bulk => "Bulk transfer over two paths as fast as the machine",
+            Kind::Conversations => "Short connections: connect, 64 bytes each way, close; eight at once",
+            Kind::Idle => {
+                "Memory of both proxies (PSS) while connections are idle, each after 64 bytes each way"
+            }
+            Kind::Shaped => "Bulk transfer over two paths of 200 Mbit/s each, Ethernet headers counted",
+        }
+    }
+}
+
+/// Both paths together, in bits per second; see network.toml.
+const SHAPED_SUM: f64 = 400e6;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    lab::privilege::enter()?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    println!("{}", machine(&args)?);
+    for &kind in &args.only {
+        // By contestant, then by round, then by column.
+        let entrants: Vec<&Contestant> = CONTESTANTS
+            .iter()
+            .filter(|c| {
+                c.name.contains(&args.name) && !(kind == Kind::Idle && matches!(c.way, Way::Direct(_)))
+            })
+            .collect();
+        let mut results: Vec<Vec<Vec<f64>>> = vec![Vec::new(); entrants.len()];
+        for round in 0..args.rounds {
+            for (entrant, results) in entrants.iter().zip(&mut results) {
+                let result = runtime.block_on(measure(entrant, kind, &args));
+                results.push(result.with_context(|| format!("{}, {kind:?}, round {round}", entrant.name))?);
+            }
+        }
+        table(kind, &entrants, &results);
+    }
+    Ok(())
+}
+
+/// One contestant, once.
+async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec<f64>> {
+    let variant = (kind == Kind::Shaped).then_some("shaped");
+    let mut scenario = Scenario::parse("bench", "network.toml", include_str!("../network.toml"), variant)?;
+    if let Some(congestion) = &args.congestion {
+        for node in scenario.nodes.values_mut() {
+            let value = lab::scenario::Sysctl::Text(congestion.clone());
+            node.sysctls.insert("net.ipv4.tcp_congestion_control".into(), value);
+        }
+    }
+    let lab = Lab::build(&scenario).await?;
+    let braid = match &args.braid {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("braid"),
+    };
+    ensure!(braid.exists(), "{} is not there: cargo build --release -p braid", braid.display());
+
+    let (mut proxies, ends) = match contestant.way {
+        Way::Direct(protocol) => (Vec::new(), ["10.123.200.2:5201"; 2].map(|addr| (protocol, addr))),
+        Way::Chain { command, .. } | Way::Forks { command } => {
+            let config = if let Way::Chain { config, .. } = contestant.way { config } else { "" };
+            let start = |node, protocols, port, to| {
+                Proxy::start(&lab, node, protocols, (port, to), (command, config), &braid)
+            };
+            let server = start("server", ["mptcp", "tcp"], 4444, "127.0.0.1:5201")?;
+            let client = start("client", ["tcp", "mptcp"], 5555, "10.123.200.2:4444")?;
+            (vec![client, server], ["127.0.0.1:5555", "127.0.0.1:5201"].map(|addr| (Protocol::TCP, addr)))
+        }
+    };
+    let [connect, listen] =
+        ends.map(|(protocol, addr)| (protocol, addr.parse().expect("a constant address")));
+    let ends = Ends { client: lab.netns("client"), connect, server: lab.netns("server"), listen };
+    let time = Duration::from_secs_f64(args.seconds);
+    let cpu = |proxies: &[Proxy]| proxies.iter().map(Proxy::cpu).sum::<f64>();
+    let memory = |proxies: &[Proxy]| proxies.iter().map(Proxy::memory).sum::<u64>() as f64;
+    let result = match kind {
+        Kind::Bulk | Kind::Shaped => {
+            let before = cpu(&proxies);
+            let (bytes, seconds) = ends.bulk(time)?;
+            let gigabytes = bytes as f64 / 1e9;
+            let rate = gigabytes / seconds;
+            let rate = if kind == Kind::Shaped { rate * 8e9 / SHAPED_SUM } else { rate };
+            vec![rate, (cpu(&proxies) - before) / gigabytes]
+        }
+        Kind::Conversations => {
+            let before = cpu(&proxies);
+            let took = ends.conversations(time)?;
+            let each = (cpu(&proxies) - before) * 1e3 / took.len() as f64;
+            let quantile =
+                |q: f64| took.get((took.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN) * 1e3;
+            vec![took.len() as f64 / args.seconds, quantile(0.5), quantile(0.99), each]
+        }
+        Kind::Idle => {
+            let before = memory(&proxies);
+            // Ten thousand processes would measure the machine's patience.
+            let count = if let Way::Forks { .. } = contestant.way { args.idle / 10 } else { args.idle };
+            let during = ends.idle(count, || memory(&proxies))?;
+            vec![(during - before) / count as f64 / 1024.0]
+        }
+    };
+    proxies.clear();
+    Ok(result)
+}
+
+fn table(kind: Kind, entrants: &[&Contestant], results: &[Vec<Vec<f64>>]) {
+    let limit = entrants.iter().position(|entrant| matches!(entrant.way, Way::Direct(Protocol::MPTCP)));
+    println!("\n## {}\n", kind.title());
+    print!("| |");
+    for column in kind.columns() {
+        print!(" {column} |");
+    }
+    println!("{}", if limit.is_some() { " of direct MPTCP |" } else { "" });
+    println!("|---|{}{}", "---|".repeat(kind.columns().len()), if limit.is_some() { "---|" } else { "" });
+    for (entrant, rounds) in entrants.iter().zip(results) {
+        print!("| {} |", entrant.name);
+        for column in 0..kind.columns().len() {
+            print!(" {} |", spread(rounds.iter().map(|round| round[column])));
+        }
+        if let Some(limit) = limit {
+            let shares = rounds.iter().zip(&results[limit]).map(|(round, limit)| round[0] / limit[0]);
+            print!(" {} |", spread(shares));
+        }
+        println!();
+    }
+}
+
+/// The median, and in brackets the least and the greatest.
+fn spread(values: impl Iterator<Item = f64>) -> String {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (Some(least), Some(greatest)) = (values.first(), values.last()) else { return "-".into() };
+    let median = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
+    if *greatest == 0.0 {
+        return "-".into();
+    }
+    let places = if median >= 100.0 { 0 } else { 2 };
+    format!("{median:.places$} ({least:.places$} to {greatest:.places$})")
+}
+
+/// What was measured where, and how to do it again.
+fn machine(args: &Args) -> Result<String> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("\t: unknown");
+    let congestion = match &args.congestion {
+        Some(name) => name.clone(),
+        None => read("/proc/sys/net/ipv4/tcp_congestion_control"),
+    };
+    Ok(format!(
+        "{} x {}, Linux {}, congestion control {}, load average {}\n{}",
+        std::thread::available_parallelism()?,
+        model.trim_start_matches(['\t', ':', ' ']),
+        read("/proc/sys/kernel/osrelease").trim(),
+        congestion.trim(),
+        read("/proc/loadavg").split(' ').next().unwrap_or_default(),
+        std::env::args().collect::<Vec<_>>().join(" "),
+    ))
+}
