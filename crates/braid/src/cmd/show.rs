@@ -109,7 +109,7 @@ impl Args {
         }
         let on_terminal = output::is_terminal();
         if self.watch.is_some() && on_terminal {
-            output::line(CLEAR)?;
+            output::raw(CLEAR)?;
         } else if before.is_some() {
             output::line("")?;
         }
@@ -138,7 +138,7 @@ impl Args {
 }
 
 /// Cursor to the corner and all behind it away, so that the next lines take the screen.
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[A";
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// Where subflows leave and enter.
 #[derive(Default)]

@@ -291,7 +291,10 @@ fn a_watch_on_a_terminal_takes_the_screen_anew() {
     let line = format!("{} show --port 80 --watch 0.05", crate::net::BRAID);
     let watch = Running::start(scene.net.command("script -qfec").arg(line).arg("/dev/null"));
     let screen = watch.wait_for("bit/s").join("\n");
-    assert_eq!(screen.matches("\x1b[H\x1b[2J").count(), 2, "{screen:?}");
+    let screens: Vec<_> = screen.split("\x1b[H\x1b[2J").collect();
+    assert_eq!((screens.len(), screens[0]), (3, ""), "{screen:?}");
+    // The first line of the screen is that of the first connection: bold.
+    assert!(screens[1..].iter().all(|screen| screen.starts_with("\x1b[1m")), "{screen:?}");
 }
 
 #[test]

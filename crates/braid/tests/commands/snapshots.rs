@@ -10,24 +10,33 @@ fn help_is_as_in_the_snapshots() {
     trycmd::TestCases::new().case("tests/snapshots/*.trycmd");
 }
 
+/// The commands that `braid --help` lists.
+fn commands(net: &Net) -> Vec<String> {
+    let help = net.ok("braid --help");
+    let (_, listed) = help.split_once("Commands:\n").unwrap();
+    let names = listed.lines().map_while(|line| line.split_whitespace().next());
+    let names: Vec<_> = names.map(String::from).collect();
+    assert!(names.len() > 10, "{names:?}");
+    names
+}
+
+#[test]
+fn the_help_of_every_command_is_in_a_snapshot() {
+    let files = fs::read_dir("tests/snapshots").unwrap();
+    let snapshots: String = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    for command in commands(&Net::new()) {
+        assert!(snapshots.contains(&format!("\n$ braid {command} --help\n")), "{command}");
+    }
+}
+
 #[test]
 fn every_command_has_a_man_page_with_its_flags_and_examples() {
-    let dir = tempfile::tempdir().unwrap();
-    Net::new().ok(&format!("braid man {}", dir.path().display()));
-    for page in [
-        "braid",
-        "braid-echo-client",
-        "braid-endpoint-add",
-        "braid-limits",
-        "braid-monitor",
-        "braid-show",
-        "braid-stats",
-        "braid-subflow-create",
-        "braid-address-remove",
-        "braid-listen",
-    ] {
-        let text = fs::read_to_string(dir.path().join(format!("{page}.1"))).unwrap();
-        assert!(text.contains(".SH SYNOPSIS"), "{page}");
+    let (dir, net) = (tempfile::tempdir().unwrap(), Net::new());
+    net.ok(&format!("braid man {}", dir.path().display()));
+    let names = commands(&net).into_iter().map(|command| format!("-{command}"));
+    for name in names.chain(["", "-echo-client", "-endpoint-add", "-lab-run"].map(String::from)) {
+        let text = fs::read_to_string(dir.path().join(format!("braid{name}.1"))).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "braid{name}");
     }
     let show = fs::read_to_string(dir.path().join("braid-show.1")).unwrap();
     assert!(show.contains(r"\-\-program") && show.contains("braid show \\-\\-program iperf3"), "{show}");
@@ -70,6 +79,9 @@ fn each_shell_gets_a_completion_script_that_knows_the_flags() {
     let net = Net::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = net.ok(&format!("braid completion {shell}"));
-        assert!(script.contains("monitor") && script.contains("program"), "{shell}");
+        for command in commands(&net) {
+            assert!(script.contains(&command), "{shell}: {command}");
+        }
+        assert!(script.contains("tshort"), "{shell}");
     }
 }
