@@ -67,17 +67,19 @@ impl Home {
         Ok(cards)
     }
 
-    /// The running lab `name`, or the only one.
+    /// The running lab `name`, or the only one that stays up.
     pub fn lab(&self, name: Option<&str>) -> Result<Card> {
         let mut running = self.running()?;
         if let Some(name) = name {
+            let name = &name.replace(':', "-");
             let known = running.iter().map(|card| card.name.as_str()).collect::<Vec<_>>().join(", ");
-            return running.into_iter().find(|card| card.name == name).ok_or_else(|| Error::Unknown {
+            return running.into_iter().find(|card| card.name == *name).ok_or_else(|| Error::Unknown {
                 kind: "running lab",
                 name: name.into(),
                 known,
             });
         }
+        running.retain(|card| card.control().exists());
         match (running.pop(), running.is_empty()) {
             (Some(only), true) => Ok(only),
             (None, _) => {
@@ -88,7 +90,7 @@ impl Home {
                 let names: Vec<_> = running.iter().map(|card| card.name.as_str()).collect();
                 Err(Error::program(
                     "find the running lab",
-                    format!("there are several, give --name: {}", names.join(", ")),
+                    format!("there are several, name one of them: {}", names.join(", ")),
                 ))
             }
         }

@@ -55,14 +55,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Which of the running labs.
-#[derive(Debug, clap::Args)]
-struct Which {
-    /// The lab's name; needed where several are running
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-}
-
 /// Waits for a signal that asks the program to end.
 async fn end_asked_for() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};

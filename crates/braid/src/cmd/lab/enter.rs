@@ -8,15 +8,14 @@ use lab::home::Home;
 use lab::privilege;
 use mptcp::Netns;
 
-use super::Which;
-
 /// Run a program in a node of a lab that is up
 ///
 /// It finds `braid`, `client` and `server` first in its PATH.
 #[derive(Debug, clap::Args)]
 pub struct Exec {
-    #[command(flatten)]
-    which: Which,
+    /// The lab; needed where several are up
+    #[arg(long = "name", value_name = "LAB")]
+    lab: Option<String>,
     /// The node
     node: String,
     /// Program and arguments
@@ -27,24 +26,25 @@ pub struct Exec {
 /// Start a shell in a node of a lab that is up
 #[derive(Debug, clap::Args)]
 pub struct Shell {
-    #[command(flatten)]
-    which: Which,
+    /// The lab; needed where several are up
+    #[arg(long = "name", value_name = "LAB")]
+    lab: Option<String>,
     /// The node
     node: String,
 }
 
 pub fn exec(args: Exec) -> Result<ExitCode> {
-    become_program(&args.which, &args.node, &args.command)
+    become_program(args.lab.as_deref(), &args.node, &args.command)
 }
 
 pub fn shell(args: Shell) -> Result<ExitCode> {
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
-    become_program(&args.which, &args.node, &[shell])
+    become_program(args.lab.as_deref(), &args.node, &[shell])
 }
 
 /// Replaces this process; returns only with an error.
-fn become_program(which: &Which, node: &str, words: &[String]) -> Result<ExitCode> {
-    let card = Home::find()?.lab(which.name.as_deref())?;
+fn become_program(lab: Option<&str>, node: &str, words: &[String]) -> Result<ExitCode> {
+    let card = Home::find()?.lab(lab)?;
     let namespace = card.namespace(node)?;
     let (program, arguments) = words.split_first().context("no program to run")?;
     privilege::join(card.pid)?;

@@ -12,7 +12,7 @@ use lab::{Lab, Options, privilege};
 
 use super::progress::Display;
 use super::run::braid;
-use super::{Which, end_asked_for, verdict};
+use super::{end_asked_for, verdict};
 use crate::cmd::{FOUND_A_PROBLEM, block_on};
 use crate::output;
 
@@ -32,8 +32,9 @@ pub struct Args {
 /// Run and judge the scenario of a lab that is up
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    #[command(flatten)]
-    which: Which,
+    /// The lab; needed where several are up
+    #[arg(value_name = "LAB")]
+    lab: Option<String>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -42,10 +43,11 @@ pub struct Check {
 /// End a lab and remove its network
 #[derive(Debug, clap::Args)]
 pub struct Down {
-    #[command(flatten)]
-    which: Which,
+    /// The lab; needed where several are up
+    #[arg(value_name = "LAB")]
+    lab: Option<String>,
     /// All labs that are up
-    #[arg(long, conflicts_with = "name")]
+    #[arg(long, conflicts_with = "lab")]
     all: bool,
 }
 
@@ -121,7 +123,7 @@ fn hold_until_asked(args: &Args, shelf: &Shelf) -> Result<ExitCode> {
 }
 
 pub fn check(args: Check) -> Result<ExitCode> {
-    let card = Home::find()?.lab(args.which.name.as_deref())?;
+    let card = Home::find()?.lab(args.lab.as_deref())?;
     let display = Display::new(&card.scenario);
     let verdict = control::check(&card, |progress| display.show(progress))?;
     drop(display);
@@ -135,7 +137,7 @@ pub fn check(args: Check) -> Result<ExitCode> {
 
 pub fn down(args: Down) -> Result<ExitCode> {
     let home = Home::find()?;
-    let labs = if args.all { home.running()? } else { vec![home.lab(args.which.name.as_deref())?] };
+    let labs = if args.all { home.running()? } else { vec![home.lab(args.lab.as_deref())?] };
     for card in labs {
         control::down(&home, &card)?;
         output::line(format_args!("lab {} is gone", card.name))?;
