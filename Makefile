@@ -28,7 +28,8 @@ lint: ## formatting, clippy, docs: all without warnings
 
 bench: ## Braid's chain of proxies beside direct connections and peers, interleaved, as ratios
 	@tools/setup bench
-	cargo run --release -p benches
+	cargo build --release -p braid -p benches
+	target/release/benches
 
 deny: ## licences, advisories and duplicate versions of the dependencies (needs cargo-deny)
 	cargo deny check
