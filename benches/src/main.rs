@@ -126,7 +126,9 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
     ensure!(braid.exists(), "{} is not there: cargo build --release -p braid", braid.display());
 
     let (mut proxies, ends) = match contestant.way {
-        Way::Direct(protocol) => (Vec::new(), ["10.123.200.2:5201"; 2].map(|addr| (protocol, addr))),
+        Way::Direct(protocol) => {
+            (Vec::new(), ["10.123.200.2:5201", "0.0.0.0:5201"].map(|addr| (protocol, addr)))
+        }
         Way::Chain { command, .. } | Way::Forks { command } => {
             let config = if let Way::Chain { config, .. } = contestant.way { config } else { "" };
             let start = |node, protocols, port, to| {
