@@ -156,7 +156,7 @@ fn cut(text: &str, link: &str) -> String {
     text.replacen("[steps.", &step, 1)
 }
 
-const PROXIED: &[&str] = &["published", "subflows", "upload-spread", "download-spread"];
+const PROXIED: &[&str] = &["published", "published-upload", "subflows", "upload-spread", "download-spread"];
 
 #[test]
 fn without_the_servers_endpoint_simple_fails() {
@@ -170,14 +170,17 @@ fn without_the_second_link_simple_fails() {
 
 #[test]
 fn without_the_servers_endpoint_routing_fails() {
-    fails(&with("routing", "endpoints = [", "#"), &["published", "subflows", "upload-spread"]);
+    fails(
+        &with("routing", "endpoints = [", "#"),
+        &["published", "published-upload", "subflows", "upload-spread"],
+    );
 }
 
 #[test]
 fn without_the_access_link_routing_fails() {
     fails(
         &cut(&text_of("routing"), "access"),
-        &["iperf3", "published", "subflows", "upload-spread", "checksum"],
+        &["upload", "published", "published-upload", "subflows", "upload-spread", "checksum"],
     );
 }
 
