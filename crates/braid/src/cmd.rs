@@ -3,12 +3,16 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use mptcp::{Netns, sysctl};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::output;
 
@@ -193,6 +197,37 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     // A thread that waits for the keyboard must not keep the program from ending.
     runtime.shutdown_background();
     result
+}
+
+/// Catches the signals `kinds` from now on; the future is ready when one of them has come.
+fn signalled<const N: usize>(kinds: [SignalKind; N]) -> Result<impl Future<Output = ()> + Unpin> {
+    let mut signals = Vec::with_capacity(N);
+    for kind in kinds {
+        signals.push(signal(kind).context("catch signals")?);
+    }
+    Ok(std::future::poll_fn(move |context| {
+        match signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }))
+}
+
+/// What ends a command that runs until it is told to end.
+const END: [SignalKind; 2] = [SignalKind::interrupt(), SignalKind::terminate()];
+
+/// The next connection. An error is logged, and accepting goes on.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                // Out of descriptors, the connection stays in the queue and accept fails again at once.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 /// A duration above zero as people and Go write it: `5s`, `500ms`, `1m30s`.

@@ -31,27 +31,22 @@ const SERVER: [&str; 2] = ["10.2.1.2", "[fd02:1::2]"];
 #[test]
 fn forwarded_connections_go_on_over_mptcp_or_fall_back() {
     let net = Network::new();
-    let mut braid = net.braid(&["--transparent=forwarded"]);
-    for host in SERVER {
-        net.download_is_whole(&net.client, host, MPTCP);
-        let line = braid.log(&format!("server={host}:{MPTCP} "));
-        assert!(line.contains("client_leg=tcp server_leg=mptcp/"), "{line}");
-        net.download_is_whole(&net.client, host, TCP);
-        let line = braid.log(&format!("server={host}:{TCP} "));
-        assert!(line.contains("client_leg=tcp server_leg=fallback"), "{line}");
-    }
-    assert_eq!(mptcp_counter(&net.server, "MPCapableACKRX"), 2, "one for each family");
+    connections_go_on_over_mptcp_or_fall_back(&net, &net.client, "--transparent=forwarded");
 }
 
 #[test]
 fn local_connections_go_on_over_mptcp_or_fall_back() {
     let net = Network::new();
-    let mut braid = net.braid(&["--transparent=local"]);
+    connections_go_on_over_mptcp_or_fall_back(&net, &net.router, "--transparent=local");
+}
+
+fn connections_go_on_over_mptcp_or_fall_back(net: &Network, from: &Netns, option: &str) {
+    let mut braid = net.braid(&[option]);
     for host in SERVER {
-        net.download_is_whole(&net.router, host, MPTCP);
+        net.download_is_whole(from, host, MPTCP);
         let line = braid.log(&format!("server={host}:{MPTCP} "));
         assert!(line.contains("client_leg=tcp server_leg=mptcp/"), "{line}");
-        net.download_is_whole(&net.router, host, TCP);
+        net.download_is_whole(from, host, TCP);
         let line = braid.log(&format!("server={host}:{TCP} "));
         assert!(line.contains("client_leg=tcp server_leg=fallback"), "{line}");
     }

@@ -26,6 +26,7 @@ mod qdisc;
 mod shape;
 mod wire;
 
+pub(crate) use shape::quantity;
 pub use shape::{Shape, duration, loss, rate};
 
 use emulator::Emulator;
@@ -344,12 +345,13 @@ impl Side {
 /// Carrier changes go through a kernel worker and an emulator's thread: milliseconds, on a busy machine more.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn check_name(ifname: &str) -> Result<(), String> {
+/// Refuses what the kernel takes for no name of an interface (`dev_valid_name()`), or tools for something else.
+pub(crate) fn check_name(ifname: &str) -> Result<(), String> {
     let fits = (1..=15).contains(&ifname.len()) && ifname.bytes().all(|c| c.is_ascii_graphic());
     if fits && !ifname.starts_with('-') && !ifname.contains(['/', ':', '%']) {
         return Ok(());
     }
-    Err(format!("\"{ifname}\" is no interface name: 1 to 15 visible ASCII characters without / : %"))
+    Err(format!("\"{ifname}\" is no name for an interface: 1 to 15 visible ASCII characters without / : %"))
 }
 
 /// A veth pair, both ends down.

@@ -2,24 +2,20 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use std::os::unix::fs::OpenOptionsExt;
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::{Error, Result};
 
 /// Does this process have what a lab needs: CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW?
 pub fn has() -> bool {
-    // `linux/capability.h`
-    const NEEDED: u64 = 1 << 21 | 1 << 12 | 1 << 13;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .is_some_and(|bits| bits & NEEDED == NEEDED)
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 /// Without these capabilities, moves this process into a user, mount and network namespace of its own, in which it

@@ -1,12 +1,13 @@
 //! What happens in a lab while a scenario runs: path-manager events, bytes over each link and subflow, steps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use mptcp::pm::{Event, EventKind, Events, Notice};
+use mptcp::socket::canonical;
 use mptcp::{Netns, Token};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -131,33 +132,30 @@ impl Record {
             .map(|seen| &seen.event)
     }
 
-    /// Has `node` been told of the end of each connection that it was told of? Nothing more comes of those.
-    pub(crate) fn all_closed(&self, node: &str) -> bool {
-        let closed = |token| self.events_of(node, token).any(|event| event.kind == EventKind::Closed);
-        self.connections(node, None).iter().all(|connection| closed(connection.token))
-    }
-
-    /// Nodes with connections that they have opened and that are not closed yet.
-    fn dialing(&self) -> HashSet<&str> {
-        let mut open = HashSet::new();
-        for Seen { node, event, .. } in &self.events {
-            match event.kind {
-                EventKind::Created if event.server_side != Some(true) => {
-                    open.insert((node.as_str(), event.token));
-                }
-                EventKind::Closed => {
-                    open.remove(&(node.as_str(), event.token));
-                }
+    /// The events that began connections of whose end their node has not been told.
+    pub(crate) fn open(&self) -> Vec<&Seen> {
+        let mut open = HashMap::new();
+        for seen in &self.events {
+            let connection = (&seen.node, seen.event.token);
+            match seen.event.kind {
+                EventKind::Created => drop(open.insert(connection, seen)),
+                EventKind::Closed => drop(open.remove(&connection)),
                 _ => {}
             }
         }
-        open.into_iter().map(|(node, _)| node).collect()
+        open.into_values().collect()
+    }
+
+    /// Nodes that have opened connections which are not closed yet.
+    fn dialing(&self) -> HashSet<String> {
+        let dialed = self.open().into_iter().filter(|seen| seen.event.server_side != Some(true));
+        dialed.map(|seen| seen.node.clone()).collect()
     }
 }
 
 /// Both ends of the subflow that `event` speaks of.
 fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
-    let end = |ip: Option<IpAddr>, port: Option<u16>| Some(SocketAddr::new(ip?.to_canonical(), port?));
+    let end = |ip: Option<IpAddr>, port: Option<u16>| Some(canonical(SocketAddr::new(ip?, port?)));
     Some((end(event.local_ip, event.local_port)?, end(event.remote_ip, event.remote_port)?))
 }
 
@@ -307,7 +305,7 @@ async fn sample_subflows(started: Instant, nodes: IndexMap<String, Netns>, recor
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let dialing: Vec<String> = lock(&record).dialing().into_iter().map(String::from).collect();
+        let dialing = lock(&record).dialing();
         for node in dialing {
             // A look that fails shows less, and decides nothing.
             let Ok(connections) = mptcp::diag::connections(&nodes[&node]).await else { continue };
@@ -315,14 +313,13 @@ async fn sample_subflows(started: Instant, nodes: IndexMap<String, Netns>, recor
             let mut record = lock(&record);
             for connection in connections {
                 for subflow in connection.subflows {
-                    let [local, remote] = [subflow.local, subflow.remote]
-                        .map(|end| SocketAddr::new(end.ip().to_canonical(), end.port()));
+                    let [local, remote] = [subflow.local, subflow.remote].map(canonical);
                     let key = SubflowKey { token: connection.token, local, remote };
                     let bytes = SubflowBytes {
                         first: record.subflows.get(&key).map_or(now, |before| before.first),
                         last: now,
-                        sent: subflow.bytes_sent,
-                        received: subflow.bytes_received,
+                        sent: subflow.tcp.bytes_sent,
+                        received: subflow.tcp.bytes_received,
                     };
                     record.subflows.insert(key, bytes);
                 }

@@ -343,25 +343,12 @@ pub type Counts = IndexMap<Kind, u64>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kind(pub EventKind);
 
-const KINDS: [EventKind; 10] = [
-    EventKind::Created,
-    EventKind::Established,
-    EventKind::Closed,
-    EventKind::Announced,
-    EventKind::Removed,
-    EventKind::SubflowEstablished,
-    EventKind::SubflowClosed,
-    EventKind::SubflowPriority,
-    EventKind::ListenerCreated,
-    EventKind::ListenerClosed,
-];
-
 impl<'de> Deserialize<'de> for Kind {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let name = String::deserialize(from)?;
-        let kind = KINDS.into_iter().find(|kind| kind.to_string() == name);
+        let kind = EventKind::known().find(|kind| kind.to_string() == name);
         kind.map(Kind).ok_or_else(|| {
-            let known: Vec<_> = KINDS.iter().map(EventKind::to_string).collect();
+            let known: Vec<_> = EventKind::known().map(|kind| kind.to_string()).collect();
             serde::de::Error::custom(format!("no event named {name} (there is: {})", known.join(", ")))
         })
     }

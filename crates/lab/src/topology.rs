@@ -335,7 +335,7 @@ impl Lab {
             }
         }
         batch.extend(spec.routes.iter().map(route_command));
-        ip_batch(self.netns(node).name(), &batch)
+        ip_batch(self.netns(node), &batch)
     }
 
     async fn set_path_manager(&self, node: &str, spec: &Node) -> Result<()> {
@@ -426,15 +426,13 @@ fn route_command(route: &Route) -> String {
     words.join(" ")
 }
 
-/// Runs `lines` as commands of ip(8) in the namespace that `ip netns` knows as `netns`.
-fn ip_batch(netns: &str, lines: &[String]) -> Result<()> {
-    let started = Command::new("ip")
-        .args(["-netns", netns, "-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut ip = started.map_err(|error| Error::io("start ip (Debian package iproute2)", error))?;
+/// Runs `lines` as commands of ip(8) in `netns`.
+fn ip_batch(netns: &Netns, lines: &[String]) -> Result<()> {
+    let mut ip = Command::new("ip");
+    ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Not by ip's own -netns, which also makes mounts private, and fails where / is no mount (a chroot).
+    netns.enter_on_exec(&mut ip);
+    let mut ip = ip.spawn().map_err(|error| Error::io("start ip (Debian package iproute2)", error))?;
     let sent = ip.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(lines.join("\n").as_bytes()));
     let output = ip.wait_with_output().map_err(|error| Error::io("wait for ip", error))?;
     if output.status.success() {
@@ -446,7 +444,7 @@ fn ip_batch(netns: &str, lines: &[String]) -> Result<()> {
         says.lines().find_map(|line| line.strip_prefix("Command failed -:")?.trim().parse::<usize>().ok());
     let line = line.and_then(|number| lines.get(number.checked_sub(1)?)).map_or("", String::as_str);
     let reason = says.lines().find(|line| !line.starts_with("Command failed")).unwrap_or("failed");
-    Err(Error::program(format!("ip {line} (in {netns})"), reason))
+    Err(Error::program(format!("ip {line} (in {})", netns.name()), reason))
 }
 
 /// Waits until somebody listens on TCP port `port` in the network namespace of the process `pid`.

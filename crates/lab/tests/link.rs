@@ -250,7 +250,10 @@ fn a_link_that_cannot_be_is_refused_and_leaves_nothing() {
     let error = create("eth0", &Shape { rate: Some(0), ..plain() }).unwrap_err();
     assert!(matches!(&error, Error::Refused { link, .. } if link == "eth0"), "{error}");
     for name in ["", "eth 0", "sixteen-bytes-xx", "a/b", "-h"] {
-        assert!(create(name, &plain()).unwrap_err().to_string().contains("no interface name"), "{name}");
+        assert!(
+            create(name, &plain()).unwrap_err().to_string().contains("no name for an interface"),
+            "{name}"
+        );
     }
     ip(&b, "link add name eth0 type veth peer name other");
     for shape in [plain(), rate(), emulated()] {

@@ -65,15 +65,8 @@ pub struct Subflow {
     pub flags: SubflowFlags,
     /// Index of the interface that the subflow is bound to; 0: not bound, routing decides.
     pub ifindex: u32,
-    /// Smoothed round-trip time in microseconds.
-    pub rtt_us: u32,
-    pub bytes_sent: u64,
-    pub bytes_received: u64,
-    pub bytes_acked: u64,
-    /// Segments sent again, in the subflow's life.
-    pub retransmits: u32,
-    /// Congestion window in segments.
-    pub cwnd: u32,
+    #[serde(flatten)]
+    pub tcp: TcpInfo,
     /// Congestion control (`INET_DIAG_CONG`); empty where the kernel did not say.
     pub congestion_control: String,
 }
@@ -234,7 +227,6 @@ fn parse_subflow(message: &[u8]) -> Option<Option<(Token, Subflow)>> {
     let Ok(token) = ulp.get_token_loc() else { return Some(None) };
     let congestion_control = find_attr(attributes, INET_DIAG_CONG).unwrap_or_default();
     let congestion_control = congestion_control.strip_suffix(b"\0").unwrap_or(congestion_control);
-    let tcp = TcpInfo::parse(find_attr(attributes, INET_DIAG_INFO).unwrap_or_default());
     let (local, remote) = addresses(&socket);
     let subflow = Subflow {
         local,
@@ -244,12 +236,7 @@ fn parse_subflow(message: &[u8]) -> Option<Option<(Token, Subflow)>> {
         state: state_name(socket.state).into(),
         flags: SubflowFlags::from_bits_retain(ulp.get_flags().unwrap_or(0)),
         ifindex: socket.sockid.r#if,
-        rtt_us: tcp.rtt_us,
-        bytes_sent: tcp.bytes_sent,
-        bytes_received: tcp.bytes_received,
-        bytes_acked: tcp.bytes_acked,
-        retransmits: tcp.retransmits,
-        cwnd: tcp.cwnd,
+        tcp: TcpInfo::parse(find_attr(attributes, INET_DIAG_INFO).unwrap_or_default()),
         congestion_control: String::from_utf8_lossy(congestion_control).into_owned(),
     };
     Some(Some((Token(token), subflow)))

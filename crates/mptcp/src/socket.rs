@@ -19,7 +19,7 @@
 //! ```
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -102,6 +102,25 @@ pub fn listen(addr: SocketAddr, options: &Options) -> Result<TcpListener> {
         Some(libc::EACCES) => Error::Capability { what: what(), capability: "CAP_NET_BIND_SERVICE" },
         _ => Error::io(what(), e),
     })
+}
+
+/// Listens on `port` of all addresses, IPv4 and IPv6; of the IPv4 ones where there is no IPv6.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn listen_everywhere(port: u16, options: &Options) -> Result<TcpListener> {
+    match listen((Ipv6Addr::UNSPECIFIED, port).into(), options) {
+        // Not in this kernel, or not in this network namespace.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            listen((Ipv4Addr::UNSPECIFIED, port).into(), options)
+        }
+        result => result,
+    }
+}
+
+/// An IPv4 address that came through an IPv6 socket, as IPv4.
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// Connects to `addr`.

@@ -89,15 +89,15 @@ async fn connections_and_subflows_are_those_that_ss_shows() {
             assert_eq!((ours.parse(), id), (Ok(seen[0].token), format!("{})", subflow.local_id).as_str()));
             assert_eq!(field(line, "flags:"), subflow.flags.to_string());
             assert!(line.contains(&format!(" {} ", subflow.congestion_control)), "{line}");
-            assert_eq!(field(line, "cwnd:"), subflow.cwnd.to_string());
+            assert_eq!(field(line, "cwnd:"), subflow.tcp.cwnd.to_string());
             let rtt: f64 = field(line, "rtt:").split('/').next().unwrap().parse().unwrap();
-            assert_eq!((rtt * 1000.0).round() as u32, subflow.rtt_us);
-            if subflow.bytes_sent > 0 {
-                assert_eq!(field(line, "bytes_sent:"), subflow.bytes_sent.to_string());
+            assert_eq!((rtt * 1000.0).round() as u32, subflow.tcp.rtt_us);
+            if subflow.tcp.bytes_sent > 0 {
+                assert_eq!(field(line, "bytes_sent:"), subflow.tcp.bytes_sent.to_string());
             }
-            assert_eq!(field(line, "bytes_acked:"), subflow.bytes_acked.to_string());
+            assert_eq!(field(line, "bytes_acked:"), subflow.tcp.bytes_acked.to_string());
         }
-        assert!(seen[0].subflows.iter().map(|s| s.bytes_sent).sum::<u64>() >= 100_000);
+        assert!(seen[0].subflows.iter().map(|s| s.tcp.bytes_sent).sum::<u64>() >= 100_000);
     }
 }
 

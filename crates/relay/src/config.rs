@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use mptcp::socket::Protocol;
 use serde::{Deserialize, Deserializer};
 
-use crate::transparent::Capture;
+use crate::transparent::{Capture, Interface};
 use crate::{Error, Result};
 
 /// Everything a relay is told.
@@ -408,7 +408,7 @@ macro_rules! deserialize_from_str {
         }
     )*};
 }
-deserialize_from_str!(Listen, Target, Net);
+deserialize_from_str!(Listen, Target, Net, Interface);
 
 /// The file as written.
 #[derive(Deserialize)]

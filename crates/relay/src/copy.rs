@@ -209,16 +209,27 @@ impl Way<'_> {
 /// Returns once no byte has moved for `idle`; never without `idle`.
 async fn silence(traffic: &Traffic, idle: Option<Duration>) -> Duration {
     let Some(idle) = idle else { return std::future::pending().await };
-    let moved = || traffic.to_server.get() + traffic.to_client.get();
-    let (mut seen, mut since) = (moved(), Instant::now());
-    // Looking four times per period ends a connection at most a quarter late, at no cost to the byte path.
-    let mut tick = tokio::time::interval((idle / 4).max(Duration::from_millis(1)));
+    let mut seen = None;
+    let moved = || {
+        let now = Some(traffic.to_server.get() + traffic.to_client.get());
+        Some(std::mem::replace(&mut seen, now) != now)
+    };
+    standstill(idle, moved).await;
+    idle
+}
+
+/// Returns once `progress` has said no for `time`, never if it says nothing any more. It is asked four times in
+/// that time, which ends a connection at most a quarter late, at no cost to the byte path.
+pub(crate) async fn standstill(time: Duration, mut progress: impl FnMut() -> Option<bool>) {
+    let mut tick = tokio::time::interval((time / 4).max(Duration::from_millis(1)));
+    let mut since = Instant::now();
     loop {
         tick.tick().await;
-        if moved() != seen {
-            (seen, since) = (moved(), Instant::now());
-        } else if since.elapsed() >= idle {
-            return idle;
+        match progress() {
+            Some(true) => since = Instant::now(),
+            Some(false) if since.elapsed() >= time => return,
+            Some(false) => {}
+            None => std::future::pending().await,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Accepts the connections of one service.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mptcp::socket::Protocol;
+use mptcp::socket::{self, Protocol};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::config::{Listen, Service};
 use crate::limits::Limits;
 use crate::metrics::ServiceMetrics;
-use crate::session::{canonical, is_exhaustion};
+use crate::session::is_exhaustion;
 use crate::transparent::{Diversion, Rules};
 use crate::{End, Error, Result, Session};
 
@@ -83,21 +83,12 @@ pub fn bind(service: &Service, inherited: &mut Inherited) -> Result<TcpListener>
         return adopt().map_err(|e| failed(mptcp::Error::io(format!("take over the socket on {addr}"), e)));
     }
     let transparent = service.transparent.is_some();
-    let options = mptcp::socket::Options { protocol, transparent, ..Default::default() };
-    match mptcp::socket::listen(addr, &options) {
-        // No IPv6 here: all addresses are the IPv4 ones.
-        Err(error) if addr.ip().is_unspecified() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            mptcp::socket::listen((Ipv4Addr::UNSPECIFIED, addr.port()).into(), &options)
-        }
-        result => result,
-    }
-    .map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM) if transparent => failed(mptcp::Error::Capability {
-            what: format!("listen on {addr} for other hosts"),
-            capability: "CAP_NET_ADMIN",
-        }),
-        _ => failed(error),
-    })
+    let options = socket::Options { protocol, transparent, ..Default::default() };
+    let listening = match addr.ip() {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => socket::listen_everywhere(addr.port(), &options),
+        _ => socket::listen(addr, &options),
+    };
+    listening.map_err(failed)
 }
 
 /// Has the kernel bring what a transparent service takes to its `socket`.
@@ -141,7 +132,7 @@ impl Listener {
             };
             backoff = Backoff::default();
             metrics.accepted.inc();
-            let peer = canonical(peer);
+            let peer = socket::canonical(peer);
             let span = tracing::info_span!("connection", service = service.name, client = %peer);
             let Some(permit) = limits.admit(service.max_connections) else {
                 let end = End::ServiceFull;

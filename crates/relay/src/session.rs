@@ -3,17 +3,17 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mptcp::info::Status;
-use mptcp::socket::Protocol;
+use mptcp::socket::{Protocol, canonical};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Service, Upstream};
-use crate::copy::{Meter, Traffic, copy_bidirectional};
+use crate::copy::{Meter, Traffic, copy_bidirectional, standstill};
 use crate::limits::Permit;
 use crate::metrics::ServiceMetrics;
 use crate::proxy_protocol::{self, Addresses, HeaderError};
@@ -320,23 +320,21 @@ pub(crate) fn is_exhaustion(errno: i32) -> bool {
 /// service's user timeout: what `TCP_USER_TIMEOUT` does for the others, at most a quarter late. Never returns
 /// for TCP connections and for those that fell back to TCP.
 async fn stall(stream: &TcpStream, leg: Leg, service: &Service) -> End {
-    let never = std::future::pending();
-    let Some(timeout) = service.user_timeout else { return never.await };
-    let mut tick = tokio::time::interval((timeout / 4).max(Duration::from_millis(1)));
-    let (mut acked, mut since) = (0, Instant::now());
-    loop {
-        tick.tick().await;
-        let Ok(Status::Mptcp(info)) = mptcp::info::of(stream) else { return never.await };
-        if info.snd_una != acked || info.snd_una == info.write_seq {
-            (acked, since) = (info.snd_una, Instant::now());
-        } else if since.elapsed() >= timeout {
-            return End::Stalled(leg, timeout);
-        }
-    }
+    let Some(timeout) = service.user_timeout else { return std::future::pending().await };
+    let mut acked = 0;
+    let acknowledged = || {
+        let Ok(Status::Mptcp(info)) = mptcp::info::of(stream) else { return None };
+        Some(std::mem::replace(&mut acked, info.snd_una) != info.snd_una || info.snd_una == info.write_seq)
+    };
+    standstill(timeout, acknowledged).await;
+    End::Stalled(leg, timeout)
 }
 
 impl Used {
     fn look(&mut self, stream: &TcpStream) {
+        if self.protocol == Some("tcp") {
+            return; // it was a plain TCP socket from the beginning
+        }
         let (protocol, subflows) = match mptcp::info::of(stream) {
             // Before Linux 6.6 the kernel does not count the first subflow.
             Ok(Status::Mptcp(info)) => ("mptcp", info.subflows_total.max(info.subflows + 1)),
@@ -357,9 +355,4 @@ impl fmt::Display for Used {
             (Some(protocol), n) => write!(f, "{protocol}/{n}"),
         }
     }
-}
-
-/// An IPv4 address that came through an IPv6 socket, as IPv4.
-pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

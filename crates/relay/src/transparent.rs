@@ -14,12 +14,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use mptcp::socket::canonical;
 use serde::{Deserialize, Deserializer};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::config::Net;
-use crate::session::canonical;
 
 pub mod diversion;
 pub mod rules;
@@ -192,12 +192,6 @@ impl FromStr for Interface {
             return Ok(Interface(s.into()));
         }
         Err(format!("{s:?} is not the name of an interface (1 to 15 letters, digits and . _ - : @)"))
-    }
-}
-
-impl<'de> Deserialize<'de> for Interface {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use mptcp::{info, socket};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time;
 
 use crate::cmd;
@@ -118,27 +118,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
 impl Server {
     async fn run(self) -> Result<ExitCode> {
         let listener = self.listen().await?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut end = cmd::signalled(cmd::END)?;
         let mptcp = info::of(&listener)?.is_mptcp();
         output::line(format_args!("listening on {} with mptcp: {mptcp}", listener.local_addr()?))?;
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        let mptcp = info::of(&stream)?.is_mptcp();
-                        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                        output::line(format_args!("accepted connection from {peer} with mptcp: {mptcp}"))?;
-                        tokio::spawn(echo(stream, peer));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "accept");
-                        // Out of descriptors, the connection stays in the queue and accept fails again at once.
-                        time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+                (stream, peer) = cmd::accept(&listener) => {
+                    let mptcp = info::of(&stream)?.is_mptcp();
+                    let peer = socket::canonical(peer);
+                    output::line(format_args!("accepted connection from {peer} with mptcp: {mptcp}"))?;
+                    tokio::spawn(echo(stream, peer));
+                }
+                () = &mut end => return Ok(ExitCode::SUCCESS),
             }
         }
     }
@@ -146,19 +137,7 @@ impl Server {
     async fn listen(&self) -> Result<TcpListener> {
         let options = options();
         if self.addr.host.is_empty() {
-            let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.addr.port));
-            return Ok(match socket::listen(any, &options) {
-                // No IPv6 in this kernel or network namespace.
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
-                    ) =>
-                {
-                    socket::listen((Ipv4Addr::UNSPECIFIED, self.addr.port).into(), &options)?
-                }
-                result => result?,
-            });
+            return Ok(socket::listen_everywhere(self.addr.port, &options)?);
         }
         let mut addrs = tokio::net::lookup_host(self.addr.to_string())
             .await
@@ -237,7 +216,7 @@ async fn interactive(
         output::note("Each line is sent to the server. Ctrl-D ends.");
     }
     let mut input = BufReader::new(tokio::io::stdin()).lines();
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut interrupt = cmd::signalled([SignalKind::interrupt()])?;
     // Set at the end of the input: how long the rest of the replies may take.
     let mut deadline = None;
     loop {
@@ -264,7 +243,7 @@ async fn interactive(
             () = time::sleep_until(deadline.unwrap_or_else(time::Instant::now)), if deadline.is_some() => {
                 return Ok(Some(format!("no reply in {timeout:?}")));
             }
-            _ = interrupt.recv() => return Ok(None),
+            () = &mut interrupt => return Ok(None),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 use lab::scenario::Shelf;
+use tokio::signal::unix::SignalKind;
 
 mod enter;
 mod graph;
@@ -55,17 +56,5 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Waits for a signal that asks the program to end.
-async fn end_asked_for() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut signals =
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
-    let mut next = || signals.next().unwrap_or_else(|| signal(SignalKind::interrupt()));
-    let (mut interrupt, mut terminate, mut hangup) = (next()?, next()?, next()?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Ok(())
-}
+/// What ends a lab: these, and its terminal going away.
+const END: [SignalKind; 3] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];

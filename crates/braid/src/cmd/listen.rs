@@ -2,13 +2,10 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use mptcp::info;
 use mptcp::socket::{self, Options, Protocol};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time;
 
 use crate::cmd::{self, Place};
 use crate::output;
@@ -40,21 +37,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
             "listen on {}: there is no MPTCP here (net.mptcp.enabled)",
             args.addr
         );
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut end = cmd::signalled(cmd::END)?;
         output::line(format_args!("listening on {}", listener.local_addr()?))?;
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((_, peer)) => tracing::debug!(%peer, "a connection, not a subflow: closed"),
-                    Err(error) => {
-                        tracing::warn!(%error, "accept");
-                        // Out of descriptors, the connection stays in the queue and accept fails again at once.
-                        time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+                (_, peer) = cmd::accept(&listener) => {
+                    tracing::debug!(%peer, "a connection, not a subflow: closed");
+                }
+                () = &mut end => return Ok(ExitCode::SUCCESS),
             }
         }
     })

@@ -10,7 +10,6 @@ use mptcp::Token;
 use mptcp::pm::{Event, EventKind, Events, Notice};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cmd::{self, Place};
 use crate::output;
@@ -54,8 +53,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let netns = args.place.open()?;
     cmd::ensure_mptcp(&netns)?;
     cmd::block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut end = cmd::signalled(cmd::END)?;
         let mut events = Events::subscribe_with_buffer(&netns, BUFFER)?;
         tracing::debug!("subscribed");
         loop {
@@ -66,8 +64,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                         output::line(args.print(&notice, &ZonedDateTime::now()))?;
                     }
                 }
-                _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+                () = &mut end => return Ok(ExitCode::SUCCESS),
             }
         }
     })

@@ -9,10 +9,10 @@ use anstyle::{AnsiColor, Style};
 use anyhow::{Context, Result};
 use mptcp::diag::{self, Connection, Owner, Subflow, SubflowFlags};
 use mptcp::info::Info;
+use mptcp::socket::canonical;
 use mptcp::{AddrId, Netns, Token};
 use nix::sys::socket::SockaddrStorage;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time;
 
 use crate::cmd::{self, Interfaces, Place};
@@ -65,13 +65,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         args.print(&netns, &before, None)?;
         let Some(every) = args.watch else { return Ok(ExitCode::SUCCESS) };
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut end = cmd::signalled(cmd::END)?;
         loop {
             tokio::select! {
                 () = time::sleep(every) => {}
-                _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-                _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+                () = &mut end => return Ok(ExitCode::SUCCESS),
             }
             let now = args.look(&netns).await?;
             args.print(&netns, &now, Some(&before))?;
@@ -204,7 +202,8 @@ impl Rates {
 fn counters(connection: &Connection) -> Vec<(Key, [u64; 2])> {
     let Connection { token, info, .. } = connection;
     let subflows = connection.subflows.iter();
-    let subflows = subflows.map(|s| ((*token, Some((s.local, s.remote))), [s.bytes_sent, s.bytes_received]));
+    let subflows =
+        subflows.map(|s| ((*token, Some((s.local, s.remote))), [s.tcp.bytes_sent, s.tcp.bytes_received]));
     subflows.chain([((*token, None), [info.bytes_sent, info.bytes_received])]).collect()
 }
 
@@ -331,19 +330,22 @@ fn columns(row: &SubflowRow<'_>) -> [String; COLUMNS] {
         if subflow.state == "ESTAB" { String::new() } else { subflow.state.clone() },
         row.interface.unwrap_or_default().into(),
         priority.into(),
-        milliseconds(subflow.rtt_us),
-        amount("sent", subflow.bytes_sent, rate.map(|rate| rate.sent_bit_per_s)),
-        amount("received", subflow.bytes_received, rate.map(|rate| rate.received_bit_per_s)),
-        if subflow.retransmits == 0 { String::new() } else { format!("again {}", subflow.retransmits) },
-        format!("cwnd {}", subflow.cwnd),
+        milliseconds(subflow.tcp.rtt_us),
+        amount("sent", subflow.tcp.bytes_sent, rate.map(|rate| rate.sent_bit_per_s)),
+        amount("received", subflow.tcp.bytes_received, rate.map(|rate| rate.received_bit_per_s)),
+        if subflow.tcp.retransmits == 0 {
+            String::new()
+        } else {
+            format!("again {}", subflow.tcp.retransmits)
+        },
+        format!("cwnd {}", subflow.tcp.cwnd),
         subflow.congestion_control.clone(),
     ]
 }
 
 /// IPv4-mapped addresses are written as IPv4.
 fn path(local: SocketAddr, remote: SocketAddr) -> String {
-    let plain = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
-    format!("{} → {}", plain(local), plain(remote))
+    format!("{} → {}", canonical(local), canonical(remote))
 }
 
 fn milliseconds(rtt_us: u32) -> String {
@@ -396,9 +398,15 @@ fn notes(connections: &[Connection]) -> Vec<String> {
 mod tests {
     use super::*;
     use mptcp::diag::Owner;
-    use mptcp::info::Info;
+    use mptcp::info::{Info, TcpInfo};
 
     fn subflow(local: &str, id: u8) -> Subflow {
+        let mut tcp = TcpInfo::default();
+        tcp.rtt_us = 20_150;
+        tcp.bytes_sent = 1_234_567;
+        tcp.bytes_received = 999;
+        tcp.retransmits = u32::from(id);
+        tcp.cwnd = 10;
         Subflow {
             local: local.parse().unwrap(),
             remote: "[::ffff:10.0.0.1]:80".parse().unwrap(),
@@ -407,12 +415,7 @@ mod tests {
             state: "ESTAB".into(),
             flags: if id == 3 { SubflowFlags::BACKUP_LOCAL } else { SubflowFlags::empty() },
             ifindex: 0,
-            rtt_us: 20_150,
-            bytes_sent: 1_234_567,
-            bytes_received: 999,
-            bytes_acked: 0,
-            retransmits: u32::from(id),
-            cwnd: 10,
+            tcp,
             congestion_control: "cubic".into(),
         }
     }
@@ -459,7 +462,7 @@ mod tests {
         let mut before = connection();
         before.subflows.pop();
         now.info.bytes_sent += 1_000_000;
-        now.subflows[0].bytes_received += 500;
+        now.subflows[0].tcp.bytes_received += 500;
         let sample = |connection, at| Sample { at, connections: vec![connection] };
         let (before, now) = (sample(before, at), sample(now, at + Duration::from_secs(2)));
         let rates = Rates::between(&before, &now);

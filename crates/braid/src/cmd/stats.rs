@@ -7,7 +7,6 @@ use anyhow::Result;
 use mptcp::Netns;
 use mptcp::counters::{self, Counter, Group};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time;
 
 use crate::cmd::{self, Place};
@@ -56,13 +55,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 impl Args {
     async fn watch(&self, netns: &Netns, every: Duration, mut before: Vec<Counter>) -> Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut end = cmd::signalled(cmd::END)?;
         loop {
             tokio::select! {
                 () = time::sleep(every) => {}
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
+                () = &mut end => return Ok(()),
             }
             let now = counters::read(netns)?;
             let changed = changes(&before, &now);

@@ -155,7 +155,7 @@ pub(super) const FULL_FRAME: u64 = 1514;
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// `"1.5mbit"` with `("mbit", 1e6)` is 1.5e6. Digits with at most one point, one of `units`, in any case.
-fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+pub(crate) fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     let text = text.trim().to_ascii_lowercase();
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.')?);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;

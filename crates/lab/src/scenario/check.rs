@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::{Expectation, Scenario, Step};
 use crate::Result;
+use crate::link::check_name;
 
 /// Checks `scenario`; `refuse` makes the error for the value at a path of keys.
 pub(super) fn check(scenario: &Scenario, refuse: impl Fn(&[&str], String) -> Result<()>) -> Result<()> {
@@ -42,11 +43,11 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
             for (key, end) in [("a", &link.a), ("b", &link.b)] {
                 self.node(&["links", name, key, "node"], &end.node)?;
                 let dev = &end.dev;
-                let fits = (1..=15).contains(&dev.len()) && dev.bytes().all(|c| c.is_ascii_graphic());
-                if !fits || dev.contains(['/', ':', '%']) || dev.starts_with('-') || dev == "lo" {
-                    let reason = format!(
-                        "\"{dev}\" is no name for an interface: 1 to 15 visible ASCII characters without / : %"
-                    );
+                if let Err(reason) = check_name(dev) {
+                    self.refuse(&["links", name, key, "dev"], reason)?;
+                }
+                if dev == "lo" {
+                    let reason = format!("{} has an interface lo already", end.node);
                     self.refuse(&["links", name, key, "dev"], reason)?;
                 }
                 if !taken.insert((&end.node, dev)) {

@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for Share {
     }
 }
 
-/// A number, digits with at most one point, and one of `units` in any case.
+/// See [`crate::link::quantity`].
 fn quantity<'de, D: Deserializer<'de>>(
     from: D,
     units: &[(&str, f64)],
@@ -54,11 +54,6 @@ fn quantity<'de, D: Deserializer<'de>>(
     example: &str,
 ) -> Result<f64, D::Error> {
     let text = String::deserialize(from)?;
-    let parse = || {
-        let lower = text.trim().to_ascii_lowercase();
-        let (number, unit) = lower.split_at(lower.find(|c: char| !c.is_ascii_digit() && c != '.')?);
-        let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;
-        number.parse::<f64>().ok().map(|n| n * factor)
-    };
-    parse().ok_or_else(|| D::Error::custom(format!("\"{text}\" is no {kind}: write it like \"{example}\"")))
+    crate::link::quantity(&text, units)
+        .ok_or_else(|| D::Error::custom(format!("\"{text}\" is no {kind}: write it like \"{example}\"")))
 }

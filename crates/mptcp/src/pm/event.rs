@@ -261,6 +261,13 @@ const KINDS: [(u8, EventKind, &str); 10] = [
     (16, EventKind::ListenerClosed, "LISTENER_CLOSED"),
 ];
 
+impl EventKind {
+    /// Every kind that has a name, in the kernel's order.
+    pub fn known() -> impl Iterator<Item = EventKind> {
+        KINDS.into_iter().map(|(_, kind, _)| kind)
+    }
+}
+
 impl From<u8> for EventKind {
     fn from(number: u8) -> Self {
         KINDS.iter().find(|(n, ..)| *n == number).map_or(EventKind::Unknown(number), |(_, kind, _)| *kind)

@@ -12,8 +12,8 @@ use lab::scenario::Shelf;
 use lab::{Lab, Options, Scenario, privilege};
 
 use super::progress::Display;
-use super::{end_asked_for, verdict};
-use crate::cmd::{FOUND_A_PROBLEM, block_on};
+use super::{END, verdict};
+use crate::cmd::{FOUND_A_PROBLEM, block_on, signalled};
 use crate::output;
 
 /// Build the networks of scenarios, run what happens in them, judge it, and remove them
@@ -44,12 +44,10 @@ pub fn run(args: Args, shelf: &Shelf) -> Result<ExitCode> {
     let home = Home::find()?;
     privilege::enter()?;
     block_on(async {
+        let end = signalled(END)?;
         tokio::select! {
             code = run_all(&args, &scenarios, &home) => code,
-            asked = end_asked_for() => {
-                asked.context("wait for signals")?;
-                bail!("interrupted; the network has been removed")
-            }
+            () = end => bail!("interrupted; the network has been removed"),
         }
     })
 }

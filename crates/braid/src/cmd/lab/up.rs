@@ -12,8 +12,8 @@ use lab::{Lab, Options, privilege};
 
 use super::progress::Display;
 use super::run::braid;
-use super::{end_asked_for, verdict};
-use crate::cmd::{FOUND_A_PROBLEM, block_on};
+use super::{END, verdict};
+use crate::cmd::{FOUND_A_PROBLEM, block_on, signalled};
 use crate::output;
 
 /// Build the network of a scenario and start its programs, until `down`
@@ -99,6 +99,7 @@ fn hold_until_asked(args: &Args, shelf: &Shelf) -> Result<ExitCode> {
         braid: Some(braid()?),
     };
     block_on(async {
+        let end = signalled(END)?;
         let live = async {
             let mut lab = Lab::build_with(&scenario, options).await?;
             let card = lab.card();
@@ -114,10 +115,7 @@ fn hold_until_asked(args: &Args, shelf: &Shelf) -> Result<ExitCode> {
         };
         tokio::select! {
             ended = live => ended,
-            asked = end_asked_for() => {
-                asked.context("wait for signals")?;
-                Ok(ExitCode::SUCCESS)
-            }
+            () = end => Ok(ExitCode::SUCCESS),
         }
     })
 }
