@@ -1,6 +1,6 @@
 # The front door. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-as-nobody lint bench deny
+.PHONY: help demo test test-as-nobody lint bench fuzz deny
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,15 @@ bench: ## Braid's chain of proxies beside direct connections and peers, interlea
 	@tools/setup bench
 	cargo build --release -p braid -p benches
 	target/release/benches
+
+# New inputs go to fuzz/found; what is worth keeping moves to fuzz/corpus, which the unit tests replay.
+SECONDS_EACH = 60
+fuzz: ## feeds each parser random bytes for a minute (needs cargo-fuzz and a nightly toolchain; SECONDS_EACH=N)
+	for target in $$(cargo +nightly fuzz list); do \
+		mkdir -p fuzz/found/$$target; \
+		cargo +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS_EACH) -max_len=128 || exit 1; \
+	done
 
 deny: ## licences, advisories and duplicate versions of the dependencies (needs cargo-deny)
 	cargo deny check

@@ -71,7 +71,6 @@ pub mod counters;
 pub mod diag;
 mod error;
 pub mod features;
-mod id;
 pub mod info;
 mod netlink;
 pub mod netns;
@@ -81,5 +80,5 @@ pub mod sys;
 pub mod sysctl;
 
 pub use error::{Error, Result};
-pub use id::{AddrId, Token};
 pub use netns::Netns;
+pub use wire::{AddrId, Token};
