@@ -1,7 +1,7 @@
 //! `braid lab` as people use it: every scenario, scenarios that must fail, and every way out.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -127,6 +127,43 @@ fn handover_passes() {
 #[test]
 fn handover_blackhole_passes() {
     passes("handover:blackhole");
+}
+
+#[test]
+fn sevpn_passes() {
+    if can_make_tunnels("sevpn_passes") {
+        passes("sevpn");
+    }
+}
+
+#[test]
+fn sevpn_path_loss_passes() {
+    if can_make_tunnels("sevpn_path_loss_passes") {
+        passes("sevpn:path-loss");
+    }
+}
+
+#[test]
+fn without_the_servers_endpoint_sevpn_fails() {
+    if can_make_tunnels("without_the_servers_endpoint_sevpn_fails") {
+        let text = with("sevpn", "endpoints = [", "#").replace(
+            "SF_ESTABLISHED = 2 }\n\n[steps.ping",
+            "SF_ESTABLISHED = 2 }\ntimeout = \"2s\"\n\n[steps.ping",
+        );
+        fails(&text, &["both-connections", "published", "subflows"]);
+    }
+}
+
+/// May this process open the TUN/TAP device? On most systems everybody may.
+fn can_make_tunnels(test: &str) -> bool {
+    let opened = fs::File::options().read(true).write(true).open("/dev/net/tun");
+    if let Err(error) = &opened {
+        // Past the test harness, which keeps what a passing test prints.
+        std::io::stderr()
+            .write_all(format!("skipped {test}: open /dev/net/tun: {error}\n").as_bytes())
+            .unwrap();
+    }
+    opened.is_ok()
 }
 
 /// Runs `text` as a scenario: it must fail, and exactly in the rows `failing`.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use crate::scenario::{EndSpec, EndpointSpec, Scenario};
+use crate::scenario::{Device, EndSpec, EndpointSpec, Scenario};
 
 /// An SVG of the network.
 pub fn svg(scenario: &Scenario) -> String {
@@ -137,11 +137,11 @@ fn place<'s>(scenario: &'s Scenario, columns: &[usize]) -> Vec<Box<'s>> {
                     }
                 }
             }
-            let notes = node.limits.map(|l| {
+            let limits = node.limits.map(|l| {
                 format!("limits: subflows {}, add_addr_accepted {}", l.subflows, l.add_addr_accepted)
             });
-            let mut node =
-                Box { name, notes: notes.into_iter().collect(), ports, x: 0.0, y: 0.0, width: 0.0 };
+            let notes = limits.into_iter().chain(node.devices.iter().map(device)).collect();
+            let mut node = Box { name, notes, ports, x: 0.0, y: 0.0, width: 0.0 };
             for side in 0..2 {
                 let mut y = node.top();
                 for port in &mut node.ports[side] {
@@ -189,6 +189,13 @@ fn addresses(end: &EndSpec, endpoints: &[EndpointSpec]) -> Vec<String> {
         format!("{address}{}", flags.collect::<String>())
     };
     end.addresses.iter().map(line).collect()
+}
+
+/// `tap0: tap`, `br0: bridge eth1 tap0, 10.1.0.1/24`.
+fn device((name, device): (&String, &Device)) -> String {
+    let ports: String = device.ports.iter().map(|port| format!(" {port}")).collect();
+    let addresses: String = device.addresses.iter().map(|address| format!(", {address}")).collect();
+    format!("{name}: {}{ports}{addresses}", device.kind)
 }
 
 /// A link between two nodes of the last column needs room to the right of it.

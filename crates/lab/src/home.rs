@@ -9,9 +9,11 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mounts::Mounts;
 use crate::{Error, Result, privilege};
 
 /// The directory of all labs of one user.
@@ -29,6 +31,9 @@ pub struct Card {
     pub pid: u32,
     /// Nodes, and the names of their network namespaces.
     pub nodes: BTreeMap<String, String>,
+    /// Nodes with private directories, and where their mount namespaces are, see [`Card::enter_mounts_on_exec`].
+    #[serde(default)]
+    pub mounts: BTreeMap<String, PathBuf>,
     /// The lab's directory.
     pub directory: PathBuf,
 }
@@ -125,6 +130,11 @@ impl Card {
             .get(node)
             .map(String::as_str)
             .ok_or_else(|| Error::unknown("node", node, self.nodes.keys().map(String::as_str)))
+    }
+
+    /// Makes `command`'s process see `node`'s private directories, if it has some. It will work in `directory`.
+    pub fn enter_mounts_on_exec(&self, node: &str, command: &mut Command, directory: &Path) -> Result<()> {
+        self.mounts.get(node).map_or(Ok(()), |path| Mounts::open(path)?.enter_on_exec(command, directory))
     }
 
     /// The working directory of its programs.

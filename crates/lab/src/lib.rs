@@ -29,6 +29,7 @@ pub mod home;
 mod janitor;
 pub mod judge;
 pub mod link;
+mod mounts;
 pub mod privilege;
 pub mod process;
 pub mod record;

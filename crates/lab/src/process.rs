@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::scenario::FileSpec;
 use crate::{Error, Result};
 
 /// What to do with a program's input and output.
@@ -275,12 +276,13 @@ async fn wait(
     exited.send_replace(Some(status));
 }
 
-/// Fills `path` with `size` random bytes.
-pub(crate) fn random_file(path: &Path, size: u64) -> Result<()> {
-    let random = || {
-        File::open("/dev/urandom").and_then(|urandom| {
-            std::io::copy(&mut std::io::Read::take(urandom, size), &mut File::create(path)?)
-        })
+/// Makes the file `path`.
+pub(crate) fn make_file(path: &Path, spec: &FileSpec) -> Result<()> {
+    let random =
+        |size| std::io::copy(&mut File::open("/dev/urandom")?.take(size), &mut File::create(path)?).map(drop);
+    let made = match (spec.size, &spec.text) {
+        (Some(size), _) => random(size),
+        (None, text) => std::fs::write(path, text.as_deref().unwrap_or_default()),
     };
-    random().map(drop).map_err(|error| Error::io(format!("create {}", path.display()), error))
+    made.map_err(|error| Error::io(format!("create {}", path.display()), error))
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub struct Scenario {
     /// The links between them.
     #[serde(default)]
     pub links: IndexMap<String, LinkSpec>,
-    /// Files of random bytes, made in the working directory of all programs before anything starts.
+    /// Files that are made in the working directory of all programs before anything starts.
     #[serde(default)]
     pub files: IndexMap<String, FileSpec>,
     /// Programs that run all the time, started in this order.
@@ -70,6 +70,46 @@ pub struct Node {
     pub endpoints: Vec<EndpointSpec>,
     /// Routes beside those that the addresses bring.
     pub routes: Vec<Route>,
+    /// Interfaces that are no link's end, by name, made in this order after the links.
+    pub devices: IndexMap<String, Device>,
+    /// Directories that the node's programs have for themselves, empty at first.
+    pub private: Vec<PathBuf>,
+}
+
+/// An interface that is no link's end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Of a bridge: interfaces of this node that it joins.
+    #[serde(default)]
+    pub ports: Vec<String>,
+    /// Addresses with prefix lengths.
+    #[serde(default)]
+    pub addresses: Vec<IpNet>,
+}
+
+/// What an interface that is no link's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Joins its ports, as a switch does.
+    Bridge,
+    /// Ethernet frames for a program of the node that attaches to it.
+    Tap,
+    /// IP packets for a program of the node that attaches to it.
+    Tun,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Bridge => "bridge",
+            DeviceKind::Tap => "tap",
+            DeviceKind::Tun => "tun",
+        })
+    }
 }
 
 /// The value of a sysctl.
@@ -187,13 +227,15 @@ pub struct EndSpec {
     pub addresses: Vec<IpNet>,
 }
 
-/// A file of random bytes.
+/// What is in a file: one of the two.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSpec {
-    /// In bytes. In files: `"8MiB"`.
-    #[serde(deserialize_with = "quantity::bytes")]
-    pub size: u64,
+    /// So many random bytes. In files: `"8MiB"`.
+    #[serde(default, deserialize_with = "quantity::some_bytes")]
+    pub size: Option<u64>,
+    /// This.
+    pub text: Option<String>,
 }
 
 /// A program that runs until the scenario ends or a step stops it. It belongs to the lab: ending on its own is
@@ -299,11 +341,14 @@ pub struct Wait {
     /// Payload of `step`'s program, in bytes. In files: `"8MiB"`.
     #[serde(default, deserialize_with = "quantity::some_bytes")]
     pub bytes: Option<u64>,
-    /// Until this many events have come in this node, since the lab was built.
+    /// Until something is so in this node, see `events` and `command`.
     pub node: Option<String>,
-    /// At least so many of each.
+    /// Until at least so many of each have come, since the lab was built.
     #[serde(default)]
     pub events: Counts,
+    /// Until this program, run in the node again and again, ends with 0; no shell takes it apart.
+    #[serde(default)]
+    pub command: Vec<String>,
     /// Go on after this time, whatever has come; given alone, just wait.
     #[serde(default, deserialize_with = "quantity::some_time")]
     pub time: Option<Duration>,
@@ -500,9 +545,13 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The interfaces of `node`: each with its addresses.
-    pub fn interfaces<'s>(&'s self, node: &'s str) -> impl Iterator<Item = &'s EndSpec> {
-        self.links.values().flat_map(|link| [&link.a, &link.b]).filter(move |end| end.node == node)
+    /// The interfaces of `node`: name and addresses of each.
+    pub fn interfaces<'s>(&'s self, node: &'s str) -> impl Iterator<Item = (&'s String, &'s [IpNet])> {
+        let ends =
+            self.links.values().flat_map(|link| [&link.a, &link.b]).filter(move |end| end.node == node);
+        let devices = self.nodes.get(node).into_iter().flat_map(|node| &node.devices);
+        ends.map(|end| (&end.dev, end.addresses.as_slice()))
+            .chain(devices.map(|(name, device)| (name, device.addresses.as_slice())))
     }
 }
 

@@ -1,5 +1,8 @@
 //! Steps: what happens in a lab, one after the other, and what came of each.
 
+use std::cell::RefCell;
+use std::time::Duration;
+
 use indexmap::IndexMap;
 
 use crate::process::{Delivery, Process, Watch};
@@ -100,6 +103,7 @@ impl Play<'_> {
         if let (Some(step), None) = (&wait.step, wait.bytes) {
             return self.end_of(step).await;
         }
+        let last_try = RefCell::new(String::new());
         let enough = async {
             match (&wait.step, wait.bytes, &wait.node) {
                 (Some(step), Some(bytes), _) => {
@@ -107,6 +111,9 @@ impl Play<'_> {
                     if let Some((_, process)) = self.background.get(step) {
                         process.bytes(bytes).await;
                     }
+                }
+                (_, _, Some(node)) if !wait.command.is_empty() => {
+                    return self.until_done(node, &wait.command, &last_try).await;
                 }
                 (_, _, Some(node)) => {
                     self.recorder
@@ -124,6 +131,7 @@ impl Play<'_> {
                 }
                 _ => std::future::pending().await,
             }
+            Ok(())
         };
         let go_on = async {
             match wait.time {
@@ -132,13 +140,26 @@ impl Play<'_> {
             }
         };
         tokio::select! {
-            () = enough => Ok(()),
+            done = enough => done,
             () = go_on => Ok(()),
             // A wait for nothing but time may be longer than a timeout that nobody has given.
             () = tokio::time::sleep(wait.timeout), if wait.time.is_none() => {
-                Err(Error::program("wait", format!("nothing after {:?}", wait.timeout)))
+                Err(Error::program("wait", format!("nothing after {:?}{}", wait.timeout, last_try.take())))
             }
             error = self.lab.first_to_end() => Err(error),
+        }
+    }
+
+    /// Runs a program again and again, until it ends with 0; notes how it ended the last time that it did not.
+    async fn until_done(&self, node: &str, words: &[String], last_try: &RefCell<String>) -> Result<()> {
+        loop {
+            let process = self.lab.run(node, &words[0], words, Watch::default()).await?;
+            let status = process.exit().await;
+            if status.success() {
+                return Ok(());
+            }
+            last_try.replace(format!("; last try: {}", process.describe(status)));
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

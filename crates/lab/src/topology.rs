@@ -1,5 +1,6 @@
 //! A lab: the network of a scenario, built, with its programs, until it is dropped.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,8 +17,9 @@ use std::os::unix::process::CommandExt;
 use crate::home::{Card, Home};
 use crate::janitor::Janitor;
 use crate::link::{End, Link, Shape};
+use crate::mounts::Mounts;
 use crate::process::{self, Process, Watch};
-use crate::scenario::{EndpointFlag, LinkState, Node, Ready, Route, Scenario};
+use crate::scenario::{DeviceKind, EndpointFlag, LinkState, Node, Ready, Route, Scenario};
 use crate::{Error, Result};
 
 /// How to build a lab.
@@ -39,6 +41,8 @@ pub struct Lab {
     processes: IndexMap<String, Process>,
     links: IndexMap<String, Arc<Link>>,
     nodes: IndexMap<String, Netns>,
+    /// Of the nodes that have private directories.
+    mounts: IndexMap<String, Mounts>,
     card: Card,
     scenario: Scenario,
     _janitor: Janitor,
@@ -60,13 +64,20 @@ impl Lab {
         let namespace = |node: &str| if options.plain_names { node.into() } else { format!("{name}-{node}") };
         let (directory, lock) = options.home.claim(&name)?;
         let mut janitor = Janitor::start(&directory, lock)?;
-        let card = Card {
+        let mut card = Card {
             name: name.clone(),
             scenario: scenario.name.clone(),
             pid: std::process::id(),
             nodes: scenario.nodes.keys().map(|node| (node.clone(), namespace(node))).collect(),
+            mounts: BTreeMap::new(),
             directory,
         };
+        let mut mounts = IndexMap::new();
+        for (node, spec) in scenario.nodes.iter().filter(|(_, spec)| !spec.private.is_empty()) {
+            let private = Mounts::private(&spec.private, &card.directory)?;
+            card.mounts.insert(node.clone(), private.path());
+            mounts.insert(node.clone(), private);
+        }
         card.write()?;
         if let Some(braid) = &options.braid {
             for name in ["braid", "client", "server"] {
@@ -76,7 +87,7 @@ impl Lab {
             }
         }
         for (name, file) in &scenario.files {
-            process::random_file(&card.work().join(name), file.size)?;
+            process::make_file(&card.work().join(name), file)?;
         }
 
         let mut nodes = IndexMap::new();
@@ -100,11 +111,13 @@ impl Lab {
             processes: IndexMap::new(),
             links,
             nodes,
+            mounts,
             card,
             scenario: scenario.clone(),
             _janitor: janitor,
         };
         for (node, spec) in &scenario.nodes {
+            lab.make_devices(node, spec)?;
             lab.put_addresses_and_routes(node, spec)?;
             lab.set_path_manager(node, spec).await?;
         }
@@ -160,6 +173,9 @@ impl Lab {
         let mut command = Command::new(self.card.program(program)?);
         command.current_dir(self.work()).env("PATH", self.card.path()).process_group(0);
         self.nodes[node].enter_on_exec(&mut command);
+        if let Some(mounts) = self.mounts.get(node) {
+            mounts.enter_on_exec(&mut command, &self.work())?;
+        }
         mptcp::sys::die_with_parent(&mut command);
         Ok(command)
     }
@@ -325,13 +341,26 @@ impl Lab {
         Ok(link.set_shape(&link.shape().changed_by(change))?)
     }
 
+    fn make_devices(&self, node: &str, spec: &Node) -> Result<()> {
+        let mut batch = Vec::new();
+        for (name, device) in &spec.devices {
+            batch.push(match device.kind {
+                DeviceKind::Bridge => format!("link add {name} type bridge"),
+                DeviceKind::Tap | DeviceKind::Tun => format!("tuntap add dev {name} mode {}", device.kind),
+            });
+            batch.extend(device.ports.iter().map(|port| format!("link set {port} master {name}")));
+            batch.push(format!("link set {name} up"));
+        }
+        if batch.is_empty() { Ok(()) } else { ip_batch(self.netns(node), &batch) }
+    }
+
     /// Also puts back what a link that was down has lost: `replace` leaves what is there.
     fn put_addresses_and_routes(&self, node: &str, spec: &Node) -> Result<()> {
         let mut batch = vec!["link set dev lo up".to_string()];
-        for end in self.scenario.interfaces(node) {
-            for address in &end.addresses {
+        for (dev, addresses) in self.scenario.interfaces(node) {
+            for address in addresses {
                 let nodad = if address.addr().is_ipv6() { " nodad" } else { "" };
-                batch.push(format!("address replace {address} dev {}{nodad}", end.dev));
+                batch.push(format!("address replace {address} dev {dev}{nodad}"));
             }
         }
         batch.extend(spec.routes.iter().map(route_command));

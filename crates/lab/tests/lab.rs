@@ -128,6 +128,74 @@ manual = true
 }
 
 #[tokio::test]
+async fn a_bridge_joins_two_links_and_has_an_address_of_its_own() {
+    let text = r#"
+title = "a switch between two hosts"
+[nodes]
+left = {}
+switch.devices.br0 = { kind = "bridge", ports = ["eth0", "eth1"], addresses = ["10.0.0.9/24"] }
+right = {}
+[links.one]
+a = { node = "left", dev = "eth0", addresses = ["10.0.0.1/24"] }
+b = { node = "switch", dev = "eth0" }
+[links.two]
+a = { node = "switch", dev = "eth1" }
+b = { node = "right", dev = "eth0", addresses = ["10.0.0.2/24"] }
+"#;
+    let lab = Lab::build(&Scenario::parse("switch", "switch.toml", text, None).unwrap()).await.unwrap();
+    for address in ["10.0.0.2", "10.0.0.9"] {
+        let ping = lab.spawn("left", &["ping", "-c1", "-W2", address]).await.unwrap();
+        let status = ping.exit().await;
+        assert!(status.success(), "{address}: {}", ping.describe(status));
+    }
+}
+
+#[tokio::test]
+async fn private_directories_are_one_nodes_own_and_hide_nothing_of_the_lab() {
+    let private =
+        r#"{ private = ["/run/no-such-a", "/run/no-such-b", "/run/no-such-a/deeper", "/usr/share"] }"#;
+    let text = TWO.replace("client = {}", &format!("client = {private}"));
+    let text =
+        text.replace("server = {}", &format!("server = {private}\n[files.note]\ntext = 'from the lab'"));
+    let lab = Lab::build(&Scenario::parse("own", "own.toml", &text, None).unwrap()).await.unwrap();
+    let says = async |node, script| {
+        let sh = lab.spawn(node, &["sh", "-c", script]).await.unwrap();
+        sh.exit().await;
+        sh.last_words()
+    };
+    let write = "cat note > /run/no-such-a/file; cat $PWD/note; ls -d /run/no-such-*; ls /usr/share | wc -l";
+    assert_eq!(says("client", write).await, "from the lab/run/no-such-a; /run/no-such-b; 0");
+    // Of the node, not of the process.
+    assert_eq!(
+        says("client", "cat /run/no-such-a/file; ls /run/no-such-a").await,
+        "from the labdeeper; file"
+    );
+    assert_eq!(says("server", "ls /run/no-such-a").await, "deeper");
+    assert!(!std::path::Path::new("/run/no-such-a").exists());
+}
+
+#[tokio::test]
+async fn a_step_waits_until_a_command_succeeds() {
+    let text = format!(
+        "{TWO}
+[steps.third.wait]
+node = 'client'
+command = ['sh', '-c', 'echo x >> tries; test $(wc -l < tries) -ge 3']
+[steps.never.wait]
+node = 'client'
+command = ['sh', '-c', 'echo nobody there; exit 1']
+timeout = '300ms'
+"
+    );
+    let scenario = Scenario::parse("tries", "tries.toml", &text, None).unwrap();
+    let mut lab = Lab::build(&scenario).await.unwrap();
+    let (verdict, _) = lab::run::run(&mut lab, &|_| {}).await.unwrap();
+    assert_eq!(std::fs::read_to_string(lab.work().join("tries")).unwrap().lines().count(), 3);
+    let rows: Vec<_> = verdict.rows.iter().map(|row| (row.name.as_str(), row.seen.as_str())).collect();
+    assert_eq!(rows, [("never", "wait: nothing after 300ms; last try: exit code 1: nobody there")]);
+}
+
+#[tokio::test]
 async fn the_longest_gap_of_a_saved_payload_is_measured() {
     let text = format!(
         "{TWO}

@@ -1,6 +1,7 @@
 //! The only place of this crate with `unsafe`: system calls that no safe wrapper exists for.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,6 +22,20 @@ pub(crate) fn setns_on_exec(command: &mut Command, file: Arc<File>) {
     #[expect(clippy::disallowed_methods, reason = "the child has this one thread")]
     unsafe {
         command.pre_exec(move || Ok(setns(&*file, CloneFlags::CLONE_NEWNET)?));
+    }
+}
+
+/// Makes `command`'s process enter the mount namespace `file` between fork and exec, and work in `directory` there.
+pub fn enter_mounts_on_exec(command: &mut Command, file: File, directory: CString) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns(2) and chdir(2) are bare system
+    // calls, what they need has been allocated before, and turning an error number into io::Error allocates nothing.
+    #[expect(clippy::disallowed_methods, reason = "the child has this one thread")]
+    unsafe {
+        command.pre_exec(move || {
+            // The kernel then has the process work in the root directory (mntns_install()).
+            setns(&file, CloneFlags::CLONE_NEWNS)?;
+            Ok(nix::unistd::chdir(directory.as_c_str())?)
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use super::{Expectation, Scenario, Step};
+use super::{DeviceKind, Expectation, Scenario, Step};
 use crate::Result;
 use crate::link::check_name;
 
@@ -43,21 +43,46 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
             for (key, end) in [("a", &link.a), ("b", &link.b)] {
                 self.node(&["links", name, key, "node"], &end.node)?;
                 let dev = &end.dev;
-                if let Err(reason) = check_name(dev) {
-                    self.refuse(&["links", name, key, "dev"], reason)?;
-                }
-                if dev == "lo" {
-                    let reason = format!("{} has an interface lo already", end.node);
-                    self.refuse(&["links", name, key, "dev"], reason)?;
-                }
-                if !taken.insert((&end.node, dev)) {
-                    let reason = format!("{} has an interface {dev} already", end.node);
-                    self.refuse(&["links", name, key, "dev"], reason)?;
-                }
+                self.new_interface(&["links", name, key, "dev"], &mut taken, &end.node, dev)?;
             }
             if let Err(reason) = link.shape.check() {
                 self.refuse(&["links", name, "shape"], reason)?;
             }
+        }
+        for (node, spec) in &self.scenario.nodes {
+            let mut in_bridges = HashSet::new();
+            for (name, device) in &spec.devices {
+                let path = ["nodes", node, "devices", name];
+                self.new_interface(&path, &mut taken, node, name)?;
+                if device.kind != DeviceKind::Bridge && !device.ports.is_empty() {
+                    self.refuse(&path, format!("a {} has no ports", device.kind))?;
+                }
+                for port in &device.ports {
+                    let path = ["nodes", node, "devices", name, "ports"];
+                    if !taken.contains(&(node, port)) {
+                        self.refuse(&path, format!("{node} has no interface {port} before {name}"))?;
+                    }
+                    if port == name || !in_bridges.insert(port) {
+                        self.refuse(&path, format!("{port} cannot be in two bridges, or in itself"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn new_interface<'n>(
+        &self,
+        path: &[&str],
+        taken: &mut HashSet<(&'n String, &'n String)>,
+        node: &'n String,
+        dev: &'n String,
+    ) -> Result<()> {
+        if let Err(reason) = check_name(dev) {
+            self.refuse(path, reason)?;
+        }
+        if dev == "lo" || !taken.insert((node, dev)) {
+            self.refuse(path, format!("{node} has an interface {dev} already"))?;
         }
         Ok(())
     }
@@ -80,7 +105,7 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                 if !self
                     .scenario
                     .interfaces(name)
-                    .any(|end| end.addresses.iter().any(|net| net.addr() == endpoint.ip))
+                    .any(|(_, addresses)| addresses.iter().any(|net| net.addr() == endpoint.ip))
                 {
                     self.refuse(&path, format!("{} is no address of {name}", endpoint.ip))?;
                 }
@@ -105,12 +130,24 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                     self.refuse(&path, "needs either via or dev, or else nexthops")?;
                 }
             }
+            for directory in &node.private {
+                if !directory.is_absolute() || directory.parent().is_none() {
+                    let reason = format!("{} is no absolute path below /", directory.display());
+                    self.refuse(&["nodes", name, "private"], reason)?;
+                }
+            }
         }
         Ok(())
     }
 
     fn files(&self) -> Result<()> {
-        self.scenario.files.keys().try_for_each(|name| self.file_name(&["files", name], name))
+        for (name, file) in &self.scenario.files {
+            self.file_name(&["files", name], name)?;
+            if file.size.is_some() == file.text.is_some() {
+                self.refuse(&["files", name], "needs either size or text")?;
+            }
+        }
+        Ok(())
     }
 
     fn processes(&self) -> Result<()> {
@@ -154,14 +191,17 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                     if let Some(node) = &wait.node {
                         self.node(&["steps", name, "wait", "node"], node)?;
                     }
-                    if wait.node.is_some() == wait.events.is_empty() {
-                        self.refuse(&path, "node and events belong together")?;
+                    if wait.node.is_some() == (wait.events.is_empty() && wait.command.is_empty()) {
+                        self.refuse(&path, "node and events or command belong together")?;
+                    }
+                    if !wait.events.is_empty() && !wait.command.is_empty() {
+                        self.refuse(&path, "waits for two things: events and a command")?;
                     }
                     if wait.bytes.is_some() && !wait.step.as_deref().is_some_and(|step| self.saves(step)) {
                         self.refuse(&path, "bytes needs a step whose program's output is saved")?;
                     }
                     if wait.step.is_some() && wait.node.is_some() {
-                        self.refuse(&path, "waits for two things: a step and events")?;
+                        self.refuse(&path, "waits for two things: a step and a node")?;
                     }
                     if wait.step.is_none() && wait.node.is_none() && wait.time.is_none() {
                         self.refuse(&path, "waits for nothing: give step, node or time")?;
@@ -246,7 +286,7 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
     }
 
     fn dev(&self, path: &[&str], node: &str, dev: Option<&str>) -> Result<()> {
-        let devs: Vec<_> = self.scenario.interfaces(node).map(|end| &end.dev).collect();
+        let devs: Vec<_> = self.scenario.interfaces(node).map(|(dev, _)| dev).collect();
         dev.map_or(Ok(()), |dev| self.known(path, &format!("interface of {node}"), dev, devs.iter().copied()))
     }
 

@@ -102,6 +102,31 @@ const BROKEN: &[(&str, &str)] = &[
     ),
     ("[nodes.left]", "small.toml:14: duplicate key"),
     (
+        "[files]\nboth = { size = '10B', text = 'ten' }",
+        "small.toml:15: files.both: needs either size or text",
+    ),
+    (
+        "[nodes.third.devices]\nt0 = { kind = 'tap', ports = ['t1'] }",
+        "small.toml:15: nodes.third.devices.t0: a tap has no ports",
+    ),
+    (
+        "[nodes.third.devices]\nbr0 = { kind = 'bridge', ports = ['t0'] }\nt0 = { kind = 'tap' }",
+        "small.toml:15: nodes.third.devices.br0.ports: third has no interface t0 before br0",
+    ),
+    (
+        "[nodes.third.devices]\nt0 = { kind = 'tun' }\nbr0 = { kind = 'bridge', ports = ['t0', 't0'] }",
+        "small.toml:16: nodes.third.devices.br0.ports: t0 cannot be in two bridges, or in itself",
+    ),
+    (
+        "[nodes.third]\nprivate = ['run']",
+        "small.toml:15: nodes.third.private: run is no absolute path below /",
+    ),
+    ("[steps.s.wait]\ncommand = ['true']", "small.toml:14: steps.s.wait: node and events or command belong"),
+    (
+        "[steps.s.wait]\nnode = 'left'\ncommand = ['true']\nevents = { CREATED = 1 }",
+        "small.toml:14: steps.s.wait: waits for two things: events and a command",
+    ),
+    (
         "[nodes.third]\nendpoints = [{ ip = '10.0.0.300' }]",
         "small.toml:15: nodes.third.endpoints.0.ip: invalid IP address syntax",
     ),

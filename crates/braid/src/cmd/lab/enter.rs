@@ -51,5 +51,7 @@ fn become_program(lab: Option<&str>, node: &str, words: &[String]) -> Result<Exi
     let mut command = Command::new(card.program(program)?);
     command.args(arguments).env("PATH", card.path()).env("BRAID_LAB_NODE", node);
     Netns::named(namespace)?.enter_on_exec(&mut command);
+    let here = std::env::current_dir().context("find the working directory")?;
+    card.enter_mounts_on_exec(node, &mut command, &here)?;
     Err(command.exec()).with_context(|| format!("run {program} in {node}"))
 }
