@@ -28,6 +28,7 @@ mod listen;
 mod man;
 mod monitor;
 mod proxy;
+mod run;
 mod show;
 mod stats;
 mod subflow;
@@ -53,6 +54,7 @@ pub struct Cli {
 #[allow(clippy::large_enum_variant)] // there is one, once
 enum Command {
     Proxy(proxy::Args),
+    Run(run::Args),
     Lab(lab::Args),
     Echo(echo::Args),
     Show(show::Args),
@@ -90,6 +92,7 @@ impl Cli {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Proxy(args) => proxy::run(args),
+        Command::Run(args) => run::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Show(args) => show::run(args),

@@ -14,6 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub mod device;
+pub mod process;
+pub mod seccomp;
 
 /// Makes `command`'s process enter the network namespace `file` between fork and exec.
 pub(crate) fn setns_on_exec(command: &mut Command, file: Arc<File>) {

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use mptcp::Netns;
@@ -130,6 +130,20 @@ impl Running {
     /// The lines of standard output that nobody has read.
     pub fn unread(&self) -> Vec<String> {
         self.stdout.try_iter().collect()
+    }
+
+    /// The lines of standard output and standard error that nobody has read, once nobody can write more.
+    pub fn rest(&self) -> [Vec<String>; 2] {
+        [&self.stdout, &self.stderr].map(|lines| {
+            let mut rest = Vec::new();
+            loop {
+                match lines.recv_timeout(DEADLINE) {
+                    Ok(line) => rest.push(line),
+                    Err(RecvTimeoutError::Disconnected) => return rest,
+                    Err(RecvTimeoutError::Timeout) => panic!("somebody keeps an end of the program's open"),
+                }
+            }
+        })
     }
 
     pub fn signal(&self, signal: Signal) {
