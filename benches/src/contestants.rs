@@ -18,8 +18,8 @@ pub struct Contestant {
 }
 
 pub enum Way {
-    /// The source connects to the sink.
-    Direct(Protocol),
+    /// The source, on a host, connects to the sink on the server.
+    Direct { from: &'static str, protocol: Protocol, to: &'static str },
     /// Through a client and a server proxy. In command and configuration, `{in}` and `{out}` are the protocols,
     /// `{port}` is where to listen and `{to}` where to connect to.
     Chain { command: &'static str, config: &'static str },
@@ -30,10 +30,22 @@ pub enum Way {
 const HAPROXY: &str = "mptcpize run haproxy -f {config}";
 const NGINX: &str = "mptcpize run nginx -e stderr -c {config}";
 
-/// The tuned ones have larger buffers, and splice where they can. Limits of connections are out of the way.
-pub const CONTESTANTS: [Contestant; 9] = [
-    Contestant { name: "direct MPTCP", way: Way::Direct(Protocol::MPTCP) },
-    Contestant { name: "direct TCP", way: Way::Direct(Protocol::TCP) },
+/// The tuned ones have larger buffers, splice where they can, and pass on a closed half as the others do by
+/// default (nginx does not: it hangs up on both sides). Limits of connections are out of the way.
+pub const CONTESTANTS: [Contestant; 10] = [
+    Contestant {
+        name: "direct MPTCP",
+        way: Way::Direct { from: "client", protocol: Protocol::MPTCP, to: "10.123.200.2:5201" },
+    },
+    Contestant {
+        name: "direct TCP",
+        way: Way::Direct { from: "client", protocol: Protocol::TCP, to: "10.123.200.2:5201" },
+    },
+    // What a chain adds at either end, apart from the proxy's own work.
+    Contestant {
+        name: "loopback TCP",
+        way: Way::Direct { from: "server", protocol: Protocol::TCP, to: "127.0.0.1:5201" },
+    },
     Contestant {
         name: "braid",
         way: Way::Chain { command: "{braid} proxy --listen {in}://:{port} --to {out}://{to}", config: "" },
@@ -104,7 +116,7 @@ worker_processes auto;
 pid {dir}/nginx.pid;
 error_log stderr crit;
 events { worker_connections 12000; }
-stream { server { listen {port} backlog=4096; proxy_pass {to}; proxy_buffer_size 256k; } }
+stream { server { listen {port} backlog=4096; proxy_pass {to}; proxy_buffer_size 256k; proxy_half_close on; } }
 ",
         },
     },

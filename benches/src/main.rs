@@ -35,9 +35,9 @@ struct Args {
     /// Only these tables
     #[arg(long, value_delimiter = ',', default_value = "bulk,conversations,idle,shaped")]
     only: Vec<Kind>,
-    /// Only contestants whose names contain this
+    /// Only contestants whose names contain this; may be given several times
     #[arg(long, default_value = "")]
-    name: String,
+    name: Vec<String>,
     /// TCP congestion control in both hosts [default: this machine's]
     #[arg(long)]
     congestion: Option<String>,
@@ -93,7 +93,13 @@ fn main() -> Result<()> {
         let entrants: Vec<&Contestant> = CONTESTANTS
             .iter()
             .filter(|c| {
-                c.name.contains(&args.name) && !(kind == Kind::Idle && matches!(c.way, Way::Direct(_)))
+                let in_table = match c.way {
+                    Way::Direct { from, .. } => {
+                        kind != Kind::Idle && (kind != Kind::Shaped || from == "client")
+                    }
+                    _ => true,
+                };
+                in_table && args.name.iter().any(|part| c.name.contains(part))
             })
             .collect();
         let mut results: Vec<Vec<Vec<f64>>> = vec![Vec::new(); entrants.len()];
@@ -125,9 +131,9 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
     };
     ensure!(braid.exists(), "{} is not there: cargo build --release -p braid", braid.display());
 
-    let (mut proxies, ends) = match contestant.way {
-        Way::Direct(protocol) => {
-            (Vec::new(), ["10.123.200.2:5201", "0.0.0.0:5201"].map(|addr| (protocol, addr)))
+    let (mut proxies, source, ends) = match contestant.way {
+        Way::Direct { from, protocol, to } => {
+            (Vec::new(), from, [to, "0.0.0.0:5201"].map(|addr| (protocol, addr)))
         }
         Way::Chain { command, .. } | Way::Forks { command } => {
             let config = if let Way::Chain { config, .. } = contestant.way { config } else { "" };
@@ -136,12 +142,13 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
             };
             let server = start("server", ["mptcp", "tcp"], 4444, "127.0.0.1:5201")?;
             let client = start("client", ["tcp", "mptcp"], 5555, "10.123.200.2:4444")?;
-            (vec![client, server], ["127.0.0.1:5555", "127.0.0.1:5201"].map(|addr| (Protocol::TCP, addr)))
+            let ends = ["127.0.0.1:5555", "127.0.0.1:5201"].map(|addr| (Protocol::TCP, addr));
+            (vec![client, server], "client", ends)
         }
     };
     let [connect, listen] =
         ends.map(|(protocol, addr)| (protocol, addr.parse().expect("a constant address")));
-    let ends = Ends { client: lab.netns("client"), connect, server: lab.netns("server"), listen };
+    let ends = Ends { client: lab.netns(source), connect, server: lab.netns("server"), listen };
     let time = Duration::from_secs_f64(args.seconds);
     let cpu = |proxies: &[Proxy]| proxies.iter().map(Proxy::cpu).sum::<f64>();
     let memory = |proxies: &[Proxy]| proxies.iter().map(Proxy::memory).sum::<u64>() as f64;
@@ -175,7 +182,7 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
 }
 
 fn table(kind: Kind, entrants: &[&Contestant], results: &[Vec<Vec<f64>>]) {
-    let limit = entrants.iter().position(|entrant| matches!(entrant.way, Way::Direct(Protocol::MPTCP)));
+    let limit = entrants.iter().position(|entrant| entrant.name == "direct MPTCP");
     println!("\n## {}\n", kind.title());
     print!("| |");
     for column in kind.columns() {

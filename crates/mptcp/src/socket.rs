@@ -166,7 +166,7 @@ fn open(what: impl Fn() -> String, addr: SocketAddr, options: &Options) -> Resul
 /// A non-blocking socket of the family of `addr`, with `options` set, neither bound nor connected.
 fn open_here(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
     let domain = Domain::for_address(addr);
-    let new = |protocol| Socket::new(domain, Type::STREAM, Some(protocol));
+    let new = |protocol| Socket::new(domain, Type::STREAM.nonblocking(), Some(protocol));
     let socket = match options.protocol {
         Protocol::Tcp => new(socket2::Protocol::TCP)?,
         Protocol::Mptcp => match new(socket2::Protocol::MPTCP) {
@@ -178,7 +178,6 @@ fn open_here(addr: SocketAddr, options: &Options) -> io::Result<Socket> {
             result => result?,
         },
     };
-    socket.set_nonblocking(true)?;
     if options.transparent {
         match domain {
             Domain::IPV4 => socket.set_ip_transparent_v4(true)?,

@@ -113,7 +113,8 @@ type Broken = (Leg, io::Error);
 impl Way<'_> {
     /// Moves bytes until the source closes its half, and then closes that half of the destination.
     async fn run(self, eof: &(impl Fn() + Sync)) -> Result<(), Broken> {
-        let can_splice = matches!(SockRef::from(self.from.1).protocol(), Ok(Some(Protocol::TCP)));
+        let is_tcp = || matches!(SockRef::from(self.from.1).protocol(), Ok(Some(Protocol::TCP)));
+        let mut can_splice = None;
         let mut bulk = false;
         loop {
             self.from.1.readable().await.map_err(|error| (self.from.0, error))?;
@@ -132,7 +133,7 @@ impl Way<'_> {
                         return half.map_err(|error| (self.to.0, error));
                     }
                     Some(n) => {
-                        bulk = can_splice && n >= BULK;
+                        bulk = n >= BULK && *can_splice.get_or_insert_with(is_tcp);
                         splice = bulk;
                     }
                 }

@@ -176,14 +176,15 @@ async fn relay(
             end = stall(&server.stream, Leg::Server, service) => end,
         }
     };
-    record.client_leg.look(&client.stream);
-    record.server_leg.look(&server.stream);
     if matches!(end, End::Closed) {
         if service.transparent.is_some() {
             transparent::delivered(&[&client.stream, &server.stream]).await;
         }
         client.close();
         server.close();
+    } else {
+        record.client_leg.look(&client.stream);
+        record.server_leg.look(&server.stream);
     }
     end
 }
