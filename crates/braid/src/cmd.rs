@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{CommandFactory, Parser, Subcommand};
 use mptcp::{Netns, sysctl};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,10 +27,8 @@ mod limits;
 mod listen;
 mod man;
 mod monitor;
-mod primary;
 mod proxy;
 mod run;
-mod selection;
 mod show;
 mod stats;
 mod subflow;
@@ -60,7 +58,6 @@ enum Command {
     Lab(lab::Args),
     Echo(echo::Args),
     Show(show::Args),
-    Primary(primary::Args),
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
@@ -99,7 +96,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab(args) => lab::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Show(args) => show::run(args),
-        Command::Primary(args) => primary::run(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),
@@ -148,18 +144,18 @@ fn ensure_mptcp(netns: &Netns) -> Result<()> {
     }
 }
 
-/// Says why what was set in `netns` may have no effect.
-fn note_what_ignores_endpoints(netns: &Netns) {
-    const REASONS: [(&str, &str, &str); 2] = [
-        ("net.mptcp.enabled", "0", "MPTCP is switched off"),
-        ("net.mptcp.pm_type", "1", "new connections use the userspace path manager"),
-    ];
-    for (key, value, reason) in REASONS {
-        // A key that the kernel does not have means nothing here.
-        if sysctl::get(netns, key).is_ok_and(|now| now == value) {
-            output::note(format_args!("without effect for now: {reason} ({key}={value})"));
-        }
-    }
+/// Refuses where the kernel would take endpoints and limits, but heed none.
+fn ensure_in_kernel_path_manager(netns: &Netns) -> Result<()> {
+    ensure_mptcp(netns)?;
+    // Kernels before 5.19 have no other one, and no such key.
+    let userspace = sysctl::get(netns, "net.mptcp.pm_type").is_ok_and(|kind| kind == "1");
+    ensure!(
+        !userspace,
+        "the path manager in network namespace {} is the userspace one, which has no endpoints and limits \
+         (net.mptcp.pm_type=1)",
+        netns.name()
+    );
+    Ok(())
 }
 
 /// The names of a namespace's interfaces.
@@ -253,11 +249,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds
         .filter(|time| !time.is_zero())
         .ok_or_else(|| "expected seconds above zero, such as 2 or 0.5".into())
-}
-
-/// The same, or `0` for not at all.
-fn seconds_or_none(text: &str) -> Result<Duration, String> {
-    if text == "0" { Ok(Duration::ZERO) } else { seconds(text) }
 }
 
 /// What clap says over several lines, without the usage.

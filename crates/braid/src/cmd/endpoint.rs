@@ -102,9 +102,8 @@ fn add(netns: &Netns, wanted: &Request) -> Result<()> {
         port: wanted.port,
         ifindex: wanted.ifindex(netns)?,
     };
-    request(netns, async |client| client.add_endpoint(&endpoint).await)?;
-    cmd::note_what_ignores_endpoints(netns);
-    Ok(())
+    cmd::ensure_in_kernel_path_manager(netns)?;
+    request(netns, async |client| client.add_endpoint(&endpoint).await)
 }
 
 fn delete(netns: &Netns, wanted: &Request) -> Result<()> {
@@ -124,6 +123,7 @@ fn change(netns: &Netns, wanted: &Request) -> Result<()> {
         (EndpointFlags::BACKUP | EndpointFlags::FULLMESH).contains(wanted.flags),
         "change: only backup and fullmesh can be changed"
     );
+    cmd::ensure_in_kernel_path_manager(netns)?;
     request(netns, async |client| {
         let mut endpoint = match (wanted.ip, wanted.id) {
             // The kernel prefers the address where both are given (mptcp_pm_nl_set_flags()).

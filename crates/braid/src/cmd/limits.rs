@@ -57,6 +57,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn set(netns: &Netns, words: &[String]) -> Result<()> {
     let (subflows, add_addr_accepted) = parse(words)?;
+    cmd::ensure_in_kernel_path_manager(netns)?;
     cmd::block_on(async {
         let client = Client::connect(netns).await?;
         let now = client.limits().await?;
@@ -65,9 +66,7 @@ fn set(netns: &Netns, words: &[String]) -> Result<()> {
             add_addr_accepted: add_addr_accepted.unwrap_or(now.add_addr_accepted),
         };
         Ok(client.set_limits(limits).await?)
-    })?;
-    cmd::note_what_ignores_endpoints(netns);
-    Ok(())
+    })
 }
 
 fn show(netns: &Netns, json: bool) -> Result<()> {

@@ -5,7 +5,6 @@ mod echo;
 mod endpoint;
 mod monitor;
 mod net;
-mod primary;
 mod run;
 mod show;
 mod snapshots;
