@@ -1,7 +1,7 @@
 //! What the supervisor answers to a stopped call: an MPTCP socket, made as the caller would have made it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -103,8 +103,11 @@ impl Answers {
         if self.uid != 0 {
             return None;
         }
+        // The line is among the first; one read is a third of what reading all costs.
+        let mut start = [0; 512];
+        let length = File::open(format!("/proc/{tid}/status")).ok()?.read(&mut start).ok()?;
+        let status = String::from_utf8_lossy(&start[..length]);
         // Real, effective, saved, and that of file accesses, which sockets get (sock_alloc()).
-        let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
         let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         uids.split_whitespace().nth(3)?.parse().ok().filter(|&uid| uid != self.uid)
     }

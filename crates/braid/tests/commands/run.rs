@@ -1,8 +1,8 @@
 //! `braid run`.
 
 use std::collections::HashSet;
-use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -12,6 +12,7 @@ use mptcp::diag::{self, Connection};
 use mptcp::socket::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::{Domain, Protocol, Type};
 
 use crate::net::{BRAID, Net, Running, poll};
 
@@ -133,6 +134,127 @@ fn sixty_four_threads_at_once_use_mptcp() {
 }
 
 #[test]
+fn a_static_go_program_uses_mptcp() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("go-client");
+    let built = Command::new("go")
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/commands/run/client.go"))
+        .envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
+        .envs([("GOCACHE", dir.path().join("cache")), ("GOPATH", dir.path().join("path"))])
+        .status();
+    assert!(built.unwrap().success());
+    client_uses_mptcp(&format!("{} 10.0.0.1:80", program.display()), "go-client", 1, "seven..");
+}
+
+/// Runs `server`, which ends at `end`, alone and under `braid run`. An MPTCP client asks it for a page while the kernel is
+/// asked about the connection; page and exit code have to be the same.
+fn server_uses_mptcp(server: &str, program: &str, end: Signal) {
+    let mut results = Vec::new();
+    for (prefix, expected) in [("", 0), ("braid run ", 1)] {
+        let net = Net::new();
+        let mut server = net.start(&format!("{prefix}{server}"));
+        let mut client = poll("the server", || match dial(&net, "10.0.0.1:80") {
+            Ok(client) => ControlFlow::Break(client),
+            Err(_) => ControlFlow::Continue(()),
+        });
+        wait_for_connections(&net, program, expected);
+        let mut page = String::new();
+        client.write_all(b"GET /page HTTP/1.0\r\n\r\n").unwrap();
+        client.read_to_string(&mut page).unwrap();
+        assert!(page.ends_with("\r\n\r\na page\n"), "{page}");
+        let page: Vec<_> = page.lines().filter(|line| !line.starts_with("Date:")).map(String::from).collect();
+        server.signal(end);
+        let status = server.wait();
+        results.push((page, status.code(), status.signal()));
+    }
+    assert_eq!(results[0], results[1]);
+}
+
+/// An MPTCP client's connection.
+fn dial(net: &Net, addr: &str) -> std::io::Result<TcpStream> {
+    let client =
+        net.0.run(|| socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP))).unwrap()?;
+    client.connect(&addr.parse::<SocketAddr>().unwrap().into())?;
+    Ok(client.into())
+}
+
+fn page() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("page"), "a page\n").unwrap();
+    dir
+}
+
+#[test]
+fn pythons_http_server_uses_mptcp() {
+    let dir = page();
+    let server = format!("python3 -m http.server 80 --bind 10.0.0.1 --directory {}", dir.path().display());
+    server_uses_mptcp(&server, "python3", Signal::SIGTERM);
+}
+
+#[test]
+fn nginx_and_its_workers_use_mptcp() {
+    let dir = page();
+    let place = dir.path().display();
+    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {place}/{name};"))
+        .concat();
+    let config = format!(
+        "user root; daemon off; worker_processes 2; pid {place}/pid; error_log stderr; events {{}}
+        http {{ access_log off; {paths} server {{ listen 80; root {place}; }} }}"
+    );
+    let file = dir.path().join("nginx.conf");
+    std::fs::write(&file, config).unwrap();
+    server_uses_mptcp(&format!("nginx -e stderr -c {}", file.display()), "nginx", Signal::SIGQUIT);
+}
+
+#[test]
+fn iperf3_uses_mptcp_on_both_sides() {
+    let mut ends = Vec::new();
+    for (prefix, expected) in [("", 0), ("braid run ", 4)] {
+        let net = Net::new();
+        let mut server = net.start(&format!("{prefix}iperf3 -s -1 --forceflush"));
+        server.wait_for("Server listening");
+        let mut client = net.start(&format!("{prefix}iperf3 -c 10.0.0.1 -b 1M -t 600 --forceflush"));
+        client.wait_for("connected to");
+        // A connection for control and one for data, seen from both ends.
+        wait_for_connections(&net, "iperf3", expected);
+        client.signal(Signal::SIGINT);
+        ends.push((client.wait().code(), server.wait().code()));
+
+        let mut server = net.start(&format!("{prefix}iperf3 -s -1 --forceflush"));
+        server.wait_for("Server listening");
+        let client = net.output(&format!("{prefix}iperf3 -c 10.0.0.1 -n 100K"));
+        ends.push((client.status.code(), server.wait().code()));
+    }
+    assert_eq!(ends[..2], ends[2..]);
+}
+
+#[test]
+fn openvpn_uses_mptcp_on_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key").display().to_string();
+    let mut ends = Vec::new();
+    for (prefix, expected) in [("", 0), ("braid run ", 2)] {
+        let net = Net::new();
+        net.ok(&format!("openvpn --genkey secret {key}"));
+        let options = format!("--dev null --secret {key} --cipher AES-256-CBC --ping 1");
+        let start = |side: &str| net.start(&format!("{prefix}openvpn {options} {side}"));
+        let mut server = start("--proto tcp-server --local 10.0.0.1 --port 1194");
+        server.wait_for("Listening for incoming TCP connection");
+        let mut client = start("--proto tcp-client --remote 10.0.0.1 1194 --nobind");
+        client.wait_for("Initialization Sequence Completed");
+        server.wait_for("Initialization Sequence Completed");
+        wait_for_connections(&net, "openvpn", expected);
+        client.signal(Signal::SIGTERM);
+        server.signal(Signal::SIGTERM);
+        ends.push((client.wait().code(), server.wait().code()));
+    }
+    assert_eq!(ends[0], ends[1]);
+}
+
+#[test]
 fn sockets_keep_their_flags_and_descriptor_numbers() {
     let net = Net::new();
     let python = |options: &[&str]| {
@@ -219,6 +341,131 @@ fn where_mptcp_is_off_the_program_runs_over_tcp_unless_mptcp_is_required() {
     assert_eq!((output.stdout.len(), output.status.code()), (0, Some(2)));
 }
 
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_32_bit_program_keeps_its_sockets_and_one_line_says_so() {
+    // socket(AF_INET, SOCK_STREAM, 0) by the 32-bit system call 359; ends with its descriptor as exit code.
+    const SOURCE: &str = "void _start(void) { int fd; \
+        asm volatile(\"int $0x80\" : \"=a\"(fd) : \"a\"(359), \"b\"(2), \"c\"(1), \"d\"(0)); \
+        asm volatile(\"int $0x80\" : : \"a\"(1), \"b\"(fd)); }";
+    let (net, dir) = (Net::new(), tempfile::tempdir().unwrap());
+    let (source, program) = (dir.path().join("old.c"), dir.path().join("old"));
+    std::fs::write(&source, SOURCE).unwrap();
+    let built =
+        Command::new("cc").args(["-m32", "-nostdlib", "-static", "-o"]).args([&program, &source]).status();
+    assert!(built.unwrap().success());
+    let program = program.display();
+    let alone = net.output(&program.to_string());
+    assert_eq!(alone.status.code(), Some(3));
+    let under = net.output(&format!("braid run {program}"));
+    let line = format!("braid: {program} is a 32-bit program: its sockets stay TCP\n");
+    assert_eq!((under.status.code(), String::from_utf8_lossy(&under.stderr)), (Some(3), line.into()));
+    let required = net.output(&format!("braid run --require {program}"));
+    assert_eq!(required.status.code(), Some(2));
+}
+
+#[test]
+fn no_capability_is_needed() {
+    let net = Net::new();
+    let output = net
+        .command("setpriv --bounding-set=-all --inh-caps=-all")
+        .args([BRAID, "run", "python3", "-c", SOCKETS])
+        .output()
+        .unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout), output.stderr),
+        (MPTCP.into(), vec![]),
+        "{}",
+        output.status
+    );
+}
+
+#[test]
+fn a_setuid_program_is_named_where_it_loses_its_rights() {
+    let net = Net::new();
+    let run = |prefix: &str| {
+        let output = net.command(&format!("{prefix}{BRAID} run passwd --help")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(run(""), "");
+    assert_eq!(
+        run("setpriv --bounding-set=-all --inh-caps=-all "),
+        "braid: passwd runs without the rights of its file's owner (setuid needs CAP_SYS_ADMIN here)\n"
+    );
+}
+
+#[test]
+fn a_child_in_another_network_namespace_has_its_sockets_there() {
+    let net = Net::new();
+    // A connection within that namespace: a socket of the outer one could not reach its server.
+    let script = "import socket as s
+server = s.create_server(('127.0.0.1', 80))
+client = s.create_connection(server.getsockname())
+print(server.getsockopt(1, 38), client.getsockopt(1, 38), s.if_nameindex())";
+    let up = "ip link set lo up; exec python3 -c \"$0\"";
+    let output = net.command("braid run unshare -n sh -c").args([up, script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "262 262 [(1, 'lo')]\n", "{output:?}");
+    // Without the right to go there, they are TCP.
+    let output = net
+        .command("setpriv --bounding-set=-all --inh-caps=-all")
+        .args([BRAID, "run", "unshare", "-Un", "python3", "-c", SOCKETS])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), TCP, "{output:?}");
+}
+
+#[test]
+fn a_socket_belongs_to_the_user_of_its_program() {
+    if std::fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().last() != Some("4294967295")
+    {
+        let _ = writeln!(std::io::stderr(), "skipped: this user namespace knows one user only");
+        return;
+    }
+    let net = Net::new();
+    let script = "import os, socket as s
+server = s.create_server(('127.0.0.1', 8080))
+print(os.geteuid(), os.fstat(server.fileno()).st_uid)";
+    let output =
+        net.command("braid run setpriv --reuid 65534 /usr/bin/python3 -c").arg(script).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "65534 65534\n", "{output:?}");
+}
+
+/// On a terminal of its own: what a shell with job control sees of its job.
+#[test]
+fn a_job_is_stopped_continued_and_interrupted_at_a_terminal_as_without() {
+    let net = Net::new();
+    let dir = tempfile::tempdir().unwrap();
+    let job = dir.path().join("job.py");
+    std::fs::write(
+        &job,
+        "import os, signal
+signal.signal(signal.SIGINT, lambda *_: (print('interrupted', flush=True), os._exit(5)))
+print('in front:', os.getpgrp() == os.getpid() == os.tcgetpgrp(0), flush=True)
+while True: signal.pause()",
+    )
+    .unwrap();
+    let ends = ["env", &format!("{BRAID} run")].map(|braid| {
+        let job = format!("{braid} python3 {}", job.display());
+        // script(1) makes the terminal; on it, bash is interactive.
+        let shell = "stty -echo; exec bash --norc --noprofile --noediting -i";
+        let mut terminal = Running::start(net.command("script -qec").args([shell, "/dev/null"]));
+        terminal.write(&format!("{job}; echo first $?\n"));
+        terminal.wait_for("in front: True");
+        terminal.write("\u{1a}"); // Ctrl-Z
+        terminal.wait_for("Stopped");
+        terminal.wait_for("first 148");
+        terminal.write("fg; echo then $?\n");
+        terminal.wait_for(&job);
+        terminal.write("\u{3}"); // Ctrl-C
+        terminal.wait_for("interrupted");
+        terminal.wait_for("then 5");
+        terminal.write("exit 7\n");
+        terminal.wait().code()
+    });
+    assert_eq!(ends, [Some(7), Some(7)]);
+}
+
 /// Opens a socket for each line that comes, and prints what became of it.
 const ON_DEMAND: &str = "import os, socket, sys
 print(os.getpid(), flush=True)
@@ -277,6 +524,47 @@ fn a_killed_supervisor_is_told_of_and_sockets_fail_cleanly() {
     program.close_stdin();
     assert_eq!(program.wait().code(), Some(0));
     assert_eq!(companions(&net), [0; 0]);
+}
+
+#[test]
+fn a_hundred_thousand_sockets_leave_no_descriptor_behind() {
+    let net = Net::new();
+    let mut program = Running::start(net.command("braid run").args([
+        "python3",
+        "-c",
+        "import os, socket, sys
+for line in sys.stdin:
+    for _ in range(int(line)):
+        socket.socket().close()
+    print('open:', len(os.listdir('/proc/self/fd')), flush=True)",
+    ]));
+    let mut open_after = |sockets: &str| {
+        program.write(sockets);
+        program.wait_for("open: ").pop().unwrap()
+    };
+    let before = open_after("1\n");
+    for _ in 0..10 {
+        assert_eq!(open_after("10000\n"), before);
+    }
+    // The supervisor closes its copy of the last socket when the program has it.
+    let held = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    wait_until("the supervisor without sockets", || {
+        companions(&net).into_iter().map(held).max().is_some_and(|count| count < 8)
+    });
+}
+
+#[test]
+fn a_program_out_of_descriptors_gets_what_it_gets_alone() {
+    let net = Net::new();
+    let script = "ulimit -n 30; exec python3 -c \"import socket
+held = []
+try:
+    while True: held.append(socket.socket())
+except OSError as error: print(error.strerror, len(held))\"";
+    let [alone, under] = ["sh -c", "braid run sh -c"]
+        .map(|line| String::from_utf8(net.command(line).arg(script).output().unwrap().stdout).unwrap());
+    assert!(alone.starts_with("Too many open files "), "{alone}");
+    assert_eq!(alone, under);
 }
 
 #[test]
