@@ -22,6 +22,7 @@ test-as-nobody: ## for root: all tests as the user nobody, to show that they nee
 	$(call TEST,as-nobody)
 
 lint: ## formatting, clippy, docs: all without warnings
+	@tools/setup lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps

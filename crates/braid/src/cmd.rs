@@ -23,6 +23,7 @@ mod echo;
 mod endpoint;
 mod help;
 mod lab;
+mod lb;
 mod limits;
 mod listen;
 mod man;
@@ -55,6 +56,7 @@ pub struct Cli {
 enum Command {
     Proxy(proxy::Args),
     Run(run::Args),
+    Lb(lb::Args),
     Lab(lab::Args),
     Echo(echo::Args),
     Show(show::Args),
@@ -93,6 +95,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Proxy(args) => proxy::run(args),
         Command::Run(args) => run::run(args),
+        Command::Lb(args) => lb::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Show(args) => show::run(args),

@@ -1,0 +1,431 @@
+// The balancer's data plane: a packet to a service goes to the backend that has its connection.
+//
+//   parse -> flow table | fresh flows | (SYN: token table | Maglev ring) -> redirect
+//
+// What is not for a service is passed on to the kernel untouched.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+// Functions that are not static are global ones for the verifier: it looks at each once, whoever calls it. All in one
+// this program would be too much for it.
+#include "maps.h"
+#include "mptcp.h"
+#include "packet.h"
+#include "forward.h"
+
+#define PASS TC_ACT_UNSPEC // to the next program, and then to the kernel
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
+// BPF_F_ADJ_ROOM_DECAP_L3_IPV4 and _IPV6, which Debian 12's linux/bpf.h does not know yet.
+#define DECAP_IPV4 (1 << 7)
+#define DECAP_IPV6 (1 << 8)
+
+// A SYN for a flow that has been silent for so long is a new connection from the same port. A younger flow keeps
+// its backend: else anybody could break it by a SYN with a forged source.
+#define REUSE_SECONDS 60
+
+static __always_inline __u32 now(void)
+{
+    return bpf_ktime_get_coarse_ns() / 1000000000;
+}
+
+// Has the backend with this number the flag?
+__noinline int is(__u32 number, __u32 flag)
+{
+    struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+    return backend && backend->flags & flag;
+}
+
+__noinline __u32 from_ring(__u32 service, struct tuple *tuple)
+{
+    void *ring = bpf_map_lookup_elem(&rings, &service);
+    if (!ring)
+        return 0;
+    __u32 place = place_of(tuple);
+    __u32 *number = bpf_map_lookup_elem(ring, &place);
+    return number ? *number : 0;
+}
+
+static __always_inline struct service *find_service(const struct address *address, __u16 port)
+{
+    struct service_key key = { .address = *address, .port = port };
+    return bpf_map_lookup_elem(&services, &key);
+}
+
+// `data` is the header's byte with its length.
+__noinline int read_options(struct __sk_buff *skb, __u32 l4, __u32 data, struct mptcp *found)
+{
+    if (!found)
+        return 0;
+    struct options options = {};
+    __u32 length = (data >> 4) * 4;
+    length = length > 20 ? length - 20 : 0;
+    length = bounded(length);
+    if (length == 0 || bpf_skb_load_bytes(skb, l4 + 20, &options, length))
+        length = 0;
+    find_mptcp(&options, length, found);
+    if (found->flags & MPTCP_MALFORMED)
+        count(MALFORMED_OPTIONS);
+    return 0;
+}
+
+// The connection with the server's `key` is on this backend.
+__noinline int learn(struct key *key, __u32 service, __u32 number, struct address *client)
+{
+    if (!key || !client)
+        return 0;
+    struct token_key at = { .token = token_of(key), .service = service };
+    struct token *known = bpf_map_lookup_elem(&tokens, &at);
+    count(TOKENS_LEARNED);
+    if (known && known->slot[0].backend == number)
+        return 0;
+    struct token token = { .slot[0] = { .backend = number, .client = *client } };
+    if (known) {
+        token.slot[1] = known->slot[0];
+        count(TOKEN_COLLISIONS);
+    } else {
+        count(TOKENS_ADDED);
+    }
+    bpf_map_update_elem(&tokens, &at, &token, BPF_ANY);
+    return 0;
+}
+
+__noinline __u32 by_token(__u32 service, __u32 token, struct address *client)
+{
+    if (!client)
+        return 0;
+    struct token_key at = { .token = token, .service = service };
+    struct token *known = bpf_map_lookup_elem(&tokens, &at);
+    if (!known)
+        return 0;
+    // Of two connections the one from this client, else the newer.
+    struct token_slot *other = &known->slot[1];
+    if (other->backend && other->client.word[3] == client->word[3] && other->client.word[0] == client->word[0]
+        && other->client.word[1] == client->word[1] && other->client.word[2] == client->word[2]
+        && is(other->backend, BACKEND_LIVE))
+        return other->backend;
+    return is(known->slot[0].backend, BACKEND_LIVE) ? known->slot[0].backend : other->backend;
+}
+
+__noinline int add_flow(struct tuple *tuple, __u32 number, __u32 flags)
+{
+    if (!tuple)
+        return 0;
+    struct flow flow = { .backend = number, .seen = now(), .flags = flags };
+    if (bpf_map_update_elem(&flows, tuple, &flow, BPF_NOEXIST) == 0)
+        count(FLOWS_ADDED);
+    else
+        bpf_map_update_elem(&flows, tuple, &flow, BPF_ANY);
+    return 0;
+}
+
+// Later fragments have no ports: they follow the first.
+__noinline int remember_fragment(struct packet *packet, __u32 number)
+{
+    if (!packet)
+        return 0;
+    struct fragment_key key = {
+        .source = packet->tuple.source,
+        .destination = packet->tuple.destination,
+        .id = packet->fragment_id,
+        .protocol = packet->protocol,
+    };
+    bpf_map_update_elem(&fragments, &key, &number, BPF_ANY);
+    return 0;
+}
+
+__noinline int later_fragment(struct __sk_buff *skb, struct packet *packet)
+{
+    if (!packet)
+        return PASS;
+    struct fragment_key key = {
+        .source = packet->tuple.source,
+        .destination = packet->tuple.destination,
+        .id = packet->fragment_id,
+        .protocol = packet->protocol,
+    };
+    __u32 *number = bpf_map_lookup_elem(&fragments, &key);
+    if (!number) {
+        count(FRAGMENT_UNKNOWN);
+        return PASS;
+    }
+    count(FRAGMENTS_DELIVERED);
+    return forward(skb, packet->family, *number);
+}
+
+// An ICMP error about a packet that a backend sent: its sender is the flow's backend.
+__noinline int icmp_error(struct __sk_buff *skb, struct packet *outer)
+{
+    struct packet inner = {};
+    if (!outer)
+        return PASS;
+    if (read_ip(skb, outer->l4 + 8, outer->family, &inner) || inner.protocol != IPPROTO_TCP || inner.fragment == 2)
+        return PASS;
+    __u16 ports[2];
+    if (bpf_skb_load_bytes(skb, inner.l4, ports, sizeof(ports)))
+        return PASS;
+    struct tuple tuple = {
+        .source = inner.tuple.destination,
+        .destination = inner.tuple.source,
+        .source_port = ports[1],
+        .destination_port = ports[0],
+    };
+    struct service *service = find_service(&tuple.destination, tuple.destination_port);
+    if (!service)
+        return PASS;
+    __u32 number = 0;
+    struct flow *flow = bpf_map_lookup_elem(&flows, &tuple);
+    if (!flow)
+        flow = bpf_map_lookup_elem(&fresh, &tuple);
+    if (service->flags & SERVICE_FIXED)
+        number = service->backend;
+    else if (flow)
+        number = flow->backend;
+    else
+        number = from_ring(service->id, &tuple);
+    if (!is(number, BACKEND_LIVE)) {
+        count(ICMP_UNKNOWN);
+        return TC_ACT_SHOT;
+    }
+    count(ICMP_DELIVERED);
+    return forward(skb, outer->family, number);
+}
+
+static __always_inline int is_icmp_error(__u32 protocol, __u8 type)
+{
+    if (protocol == IPPROTO_ICMP)
+        return type == 3 || type == 11 || type == 12; // RFC 792
+    return protocol == IPPROTO_ICMPV6 && type >= 1 && type <= 4; // RFC 4443
+}
+
+// Where the way back passes here too: the server's SYN/ACK has its key, earlier than the client's answer.
+__noinline int way_back(struct __sk_buff *skb, struct packet *packet, __u32 data)
+{
+    if (!packet)
+        return PASS;
+    struct tuple tuple = {
+        .source = packet->tuple.destination,
+        .destination = packet->tuple.source,
+        .source_port = packet->tuple.destination_port,
+        .destination_port = packet->tuple.source_port,
+    };
+    struct service *service = find_service(&tuple.destination, tuple.destination_port);
+    if (!service || !(service->flags & SERVICE_TOKEN))
+        return PASS;
+    struct flow *flow = bpf_map_lookup_elem(&fresh, &tuple);
+    if (!flow || !(flow->flags & FLOW_KEY_TO_COME))
+        return PASS;
+    struct mptcp found;
+    read_options(skb, packet->l4, data, &found);
+    if (found.flags & MPTCP_SYNACK)
+        learn(&found.sender, service->id, flow->backend, &tuple.source);
+    return PASS;
+}
+
+// A SYN: a new connection or a join.
+__noinline int open(struct __sk_buff *skb, struct packet *packet, __u32 data)
+{
+    if (!packet)
+        return PASS;
+    struct tuple tuple = packet->tuple;
+    struct service *service = find_service(&tuple.destination, tuple.destination_port);
+    if (!service)
+        return PASS;
+    struct flow *known = bpf_map_lookup_elem(&flows, &tuple);
+    struct mptcp found = {};
+    read_options(skb, packet->l4, data, &found);
+    __u32 number = 0, join = found.flags & MPTCP_JOIN_SYN;
+    if (service->flags & SERVICE_FIXED) {
+        number = service->backend;
+    } else if (known && !(known->flags & FLOW_ENDING) && now() - known->seen < REUSE_SECONDS
+               && is(known->backend, BACKEND_LIVE)) {
+        return forward(skb, packet->family, known->backend);
+    } else if (join && service->flags & SERVICE_TOKEN) {
+        number = by_token(service->id, found.token, &tuple.source);
+        if (!is(number, BACKEND_LIVE)) {
+            count(JOIN_TOKEN_UNKNOWN);
+            return TC_ACT_SHOT;
+        }
+        add_flow(&tuple, number, FLOW_SYN_SEEN);
+    } else {
+        // A repeated SYN goes where the first went, also when the ring has changed meanwhile.
+        struct flow *before = bpf_map_lookup_elem(&fresh, &tuple);
+        number = before && is(before->backend, BACKEND_TAKES) ? before->backend : from_ring(service->id, &tuple);
+        __u32 flags = FLOW_SYN_SEEN;
+        if (found.flags & MPTCP_SYN && service->flags & SERVICE_TOKEN)
+            flags |= FLOW_KEY_TO_COME;
+        struct flow flow = { .backend = number, .seen = now(), .flags = flags };
+        if (number)
+            bpf_map_update_elem(&fresh, &tuple, &flow, BPF_ANY);
+        if (known && bpf_map_delete_elem(&flows, &tuple) == 0)
+            count(FLOWS_REMOVED);
+    }
+    if (found.flags & MPTCP_V0)
+        count(MPTCP_VERSION_0);
+    struct traffic *mine = bpf_map_lookup_elem(&traffic, &number);
+    if (mine) {
+        if (!join && found.flags & (MPTCP_SYN | MPTCP_V0))
+            mine->connections += 1;
+        else if (!join)
+            mine->plain += 1;
+        else if (service->flags & SERVICE_FIXED)
+            mine->joins_by_port += 1;
+        else if (service->flags & SERVICE_TOKEN)
+            mine->joins_by_token += 1;
+        else
+            mine->joins_by_hash += 1;
+    }
+    if (packet->fragment)
+        remember_fragment(packet, number);
+    return forward(skb, packet->family, number);
+}
+
+// A packet without SYN for which the flow table alone is not enough: the flow's first ones, or one that nobody knows.
+// The backend's number, 0 for none, or -1 where it is for no service.
+__noinline int find_backend(struct __sk_buff *skb, struct packet *packet, __u32 data)
+{
+    if (!packet)
+        return -1;
+    struct tuple tuple = packet->tuple;
+    struct service *service = find_service(&tuple.destination, tuple.destination_port);
+    if (!service)
+        return -1;
+    if (service->flags & SERVICE_FIXED)
+        return service->backend;
+    struct flow *flow = bpf_map_lookup_elem(&flows, &tuple);
+    if (!flow) {
+        flow = bpf_map_lookup_elem(&fresh, &tuple);
+        if (flow && flow->flags & FLOW_SYN_SEEN) {
+            add_flow(&tuple, flow->backend, flow->flags);
+            bpf_map_delete_elem(&fresh, &tuple);
+            flow = bpf_map_lookup_elem(&flows, &tuple);
+        }
+    }
+    if (!flow || !is(flow->backend, BACKEND_LIVE)) {
+        // Another balancer's, or older than this one.
+        __u32 number = from_ring(service->id, &tuple);
+        struct flow found = { .backend = number, .seen = now() };
+        count(PICKED_UP);
+        if (number)
+            bpf_map_update_elem(&fresh, &tuple, &found, BPF_ANY);
+        return number;
+    }
+    if (flow->flags & FLOW_KEY_TO_COME) {
+        struct mptcp found = {};
+        read_options(skb, packet->l4, data, &found);
+        if (found.flags & MPTCP_KEYS)
+            learn(&found.receiver, service->id, flow->backend, &tuple.source);
+        // The first packet without SYN has the keys (RFC 8684 section 3.1), but may get lost before it comes here;
+        // those with data repeat them until the server has confirmed. Then come DSS, or nothing after a fallback.
+        if (found.flags & (MPTCP_KEYS | MPTCP_DSS) || skb->len > packet->l4 + (data >> 4) * 4)
+            flow->flags &= ~FLOW_KEY_TO_COME;
+    }
+    return flow->backend;
+}
+
+SEC("classifier")
+int balance(struct __sk_buff *skb)
+{
+    __u32 family = skb->protocol;
+    if (skb->vlan_present || family == bpf_htons(ETH_P_8021Q) || family == bpf_htons(ETH_P_8021AD)) {
+        // The interface of the VLAN gets its packets without a tag: that is where the balancer belongs.
+        count(VLAN);
+        return PASS;
+    }
+    if (family != bpf_htons(ETH_P_IP) && family != bpf_htons(ETH_P_IPV6))
+        return PASS;
+    struct packet packet = {};
+    int problem = read_ip(skb, ETHERNET, family, &packet);
+    if (problem) {
+        count(problem - 1);
+        return PASS;
+    }
+    if (packet.fragment == 2)
+        return packet.protocol == IPPROTO_TCP ? later_fragment(skb, &packet) : PASS;
+    if (packet.protocol != IPPROTO_TCP) {
+        __u8 type;
+        if (bpf_skb_load_bytes(skb, packet.l4, &type, 1) || !is_icmp_error(packet.protocol, type))
+            return PASS;
+        return icmp_error(skb, &packet);
+    }
+    struct {
+        __u16 source, destination;
+        __u32 sequence, acknowledgement;
+        __u8 data, flags;
+        __u16 window;
+        __u32 rest;
+    } tcp;
+    if (bpf_skb_load_bytes(skb, packet.l4, &tcp, sizeof(tcp))) {
+        count(TRUNCATED);
+        return PASS;
+    }
+    packet.tuple.source_port = tcp.source;
+    packet.tuple.destination_port = tcp.destination;
+    __u32 opens = (tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+
+    if (opens)
+        return open(skb, &packet, tcp.data);
+
+    struct flow *flow = bpf_map_lookup_elem(&flows, &packet.tuple);
+    __u32 number;
+    if (flow && !(flow->flags & FLOW_KEY_TO_COME) && is(flow->backend, BACKEND_LIVE)) {
+        number = flow->backend;
+    } else {
+        int found = find_backend(skb, &packet, tcp.data);
+        if (found < 0) {
+            if ((tcp.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
+                return way_back(skb, &packet, tcp.data);
+            return PASS;
+        }
+        number = found;
+    }
+    if (flow) {
+        __u32 second = now();
+        if (flow->seen != second)
+            flow->seen = second;
+        if (tcp.flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_ENDING))
+            flow->flags |= FLOW_ENDING;
+    }
+    if (packet.fragment)
+        remember_fragment(&packet, number);
+    return forward(skb, family, number);
+}
+
+// A backend's side of the tunnel: takes the outer header off. For kernels without ipip and sit.
+SEC("classifier")
+int unwrap(struct __sk_buff *skb)
+{
+    __u32 family = skb->protocol;
+    struct packet outer = {};
+    if (family != bpf_htons(ETH_P_IP) && family != bpf_htons(ETH_P_IPV6))
+        return PASS;
+    if (read_ip(skb, ETHERNET, family, &outer) || outer.fragment)
+        return PASS;
+    if (outer.protocol != IPPROTO_IPIP && outer.protocol != IPPROTO_IPV6)
+        return PASS;
+    if (!bpf_map_lookup_elem(&tunnel_peers, &outer.tuple.source))
+        return PASS;
+    __u64 flags = outer.protocol == IPPROTO_IPIP ? DECAP_IPV4 : DECAP_IPV6;
+    __u16 inner = outer.protocol == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+    __s32 header = (__s32)(outer.l4 - ETHERNET);
+    if (header != sizeof(struct iphdr) && header != sizeof(struct ipv6hdr))
+        return PASS;
+    if (bpf_skb_adjust_room(skb, -header, BPF_ADJ_ROOM_MAC, flags))
+        return TC_ACT_SHOT;
+    if (bpf_skb_store_bytes(skb, 12, &inner, sizeof(inner), 0))
+        return TC_ACT_SHOT;
+    return PASS;
+}
+
+char LICENSE[] SEC("license") = "Apache-2.0 OR MIT";

@@ -1,0 +1,77 @@
+//! What can go wrong, with the operation and the object named.
+
+use std::io;
+
+/// Why a balancer could not start, reload or tell.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration says something that makes no sense.
+    #[error("{place}: {message}")]
+    Config {
+        /// `lb.toml:7`, or `lb.toml: service web`.
+        place: String,
+        /// Key and problem.
+        message: String,
+    },
+    /// The kernel refused a BPF operation.
+    #[error("{what}: {says}")]
+    Bpf {
+        /// Operation and object.
+        what: String,
+        /// The kernel's answer, with the verifier's last words where it has some.
+        says: String,
+    },
+    /// There is no balancer of that name, or it cannot be reached.
+    #[error("balancer {name}: {message}")]
+    Balancer {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Another operation of the system failed.
+    #[error(transparent)]
+    System(#[from] mptcp::Error),
+}
+
+impl Error {
+    pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Error::System(mptcp::Error::io(what, source))
+    }
+
+    /// Of `what`; a missing capability is named.
+    pub(crate) fn bpf(what: impl Into<String>, error: impl std::error::Error + 'static) -> Self {
+        let what = what.into();
+        let mut says = String::new();
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            let denied = error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.raw_os_error() == Some(nix::libc::EPERM));
+            if denied {
+                return Error::System(mptcp::Error::Capability { what, capability: "CAP_SYS_ADMIN" });
+            }
+            let text = error.to_string();
+            if !says.contains(&text) {
+                says = if says.is_empty() { text } else { format!("{says}: {text}") };
+            }
+            cause = error.source();
+        }
+        // The verifier's log is long; what it stumbled over stands at its end.
+        let lines: Vec<&str> = says.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let says = match lines.as_slice() {
+            [first, .., before, last] if lines.len() > 4 => format!("{first} … {before}; {last}"),
+            lines => lines.join("; "),
+        };
+        Error::Bpf { what, says }
+    }
+
+    /// Does the caller lack a capability?
+    pub fn is_capability(&self) -> bool {
+        matches!(self, Error::System(mptcp::Error::Capability { .. }))
+    }
+}
+
+/// Result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,133 @@
+//! The status for Prometheus.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::abi::COUNTERS;
+use crate::plane::Plane;
+use crate::status::{Backend, Status};
+use crate::{Error, Result};
+
+/// The HTTP endpoint; dropping it closes the socket.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Endpoint {
+    /// Serves the status of the balancer `name` at `http://ADDR/metrics`.
+    pub async fn serve(addr: SocketAddr, name: String, plane: Arc<Mutex<Plane>>) -> Result<Self> {
+        let failed = |e| Error::io(format!("serve metrics on {addr}"), e);
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let get = axum::routing::get(async move || {
+            let status = {
+                let plane = plane.lock().unwrap_or_else(PoisonError::into_inner);
+                Status::read(&name, &plane.tables)
+            };
+            match status {
+                Ok(status) => {
+                    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                    (StatusCode::OK, [(CONTENT_TYPE, kind)], encode(status))
+                }
+                Err(error) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
+                }
+            }
+        });
+        tracing::info!(%addr, "serving metrics");
+        let app = axum::Router::new().route("/metrics", get);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                tracing::error!(%error, "metrics endpoint ended");
+            }
+        });
+        Ok(Endpoint { addr, task })
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// `status` in the OpenMetrics text format.
+pub fn encode(status: Status) -> String {
+    let mut registry = Registry::with_prefix("braid_lb");
+    registry.register_collector(Box::new(Snapshot(status)));
+    let mut buffer = String::new();
+    text::encode(&mut buffer, &registry).expect("a String takes everything");
+    buffer
+}
+
+#[derive(Debug)]
+struct Snapshot(Status);
+
+/// What is counted of each backend: name, help, value.
+type OfBackend = (&'static str, &'static str, fn(&Backend) -> u64);
+const OF_BACKEND: [OfBackend; 7] = [
+    ("packets", "Packets sent to the backend", |b| b.packets),
+    ("bytes", "Bytes of Ethernet frames sent to the backend", |b| b.bytes),
+    ("connections", "Connections opened with MP_CAPABLE", |b| b.connections),
+    ("plain_connections", "Connections opened without MP_CAPABLE", |b| b.plain),
+    ("joins_by_token", "Joins sent to the backend that has the connection with their token", |b| {
+        b.joins.token
+    }),
+    ("joins_by_port", "Joins to the port that the backend announces", |b| b.joins.port),
+    ("joins_by_hash", "Joins sent where the ring says", |b| b.joins.hash),
+];
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let backends = || {
+            self.0.services.iter().flat_map(|service| {
+                service.backends.iter().map(move |backend| {
+                    ([("service", service.name.clone()), ("backend", backend.name.clone())], backend)
+                })
+            })
+        };
+        for (name, help, value) in OF_BACKEND {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, backend) in backends() {
+                ConstCounter::new(value(backend)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut up =
+            encoder.encode_descriptor("backend_up", "Takes new connections", None, MetricType::Gauge)?;
+        for (labels, backend) in backends() {
+            ConstGauge::new(i64::from(backend.state == "up")).encode(up.encode_family(&labels)?)?;
+        }
+        let mut flows = encoder.encode_descriptor("flows", "In the flow table", None, MetricType::Gauge)?;
+        for (labels, backend) in backends() {
+            ConstGauge::new(backend.flows as i64).encode(flows.encode_family(&labels)?)?;
+        }
+        let mut entries =
+            encoder.encode_descriptor("table_entries", "Entries of a table", None, MetricType::Gauge)?;
+        for table in &self.0.tables {
+            ConstGauge::new(table.entries as i64).encode(entries.encode_family(&[("table", table.name)])?)?;
+        }
+        let mut size = encoder.encode_descriptor("table_size", "Room of a table", None, MetricType::Gauge)?;
+        for table in &self.0.tables {
+            ConstGauge::new(table.size as i64).encode(size.encode_family(&[("table", table.name)])?)?;
+        }
+        for ((name, help), (_, value)) in COUNTERS.iter().zip(&self.0.counters) {
+            let counter = ConstCounter::new(*value);
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        Ok(())
+    }
+}

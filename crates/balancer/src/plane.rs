@@ -1,0 +1,346 @@
+//! The data plane as the control plane sees it: programs, maps and interfaces.
+//!
+//! A pinned plane outlives its process: maps and links are files in a directory of a BPF file system, and a
+//! successor takes them over without a packet in between. One that is not pinned is held by file descriptors
+//! alone, so that the kernel removes it with the process, however that ends.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHash, Map, MapData, PerCpuArray};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+
+use crate::abi::{
+    Address, Backend, COUNTERS, Flow, Name, RING_SIZE, Service, ServiceKey, TokenKey, TokenSlots, Traffic,
+    Tuple,
+};
+use crate::config::Tables;
+use crate::{Error, Result};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
+/// For tests: the option parser alone.
+#[doc(hidden)]
+pub static INSPECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.bpf.o"));
+
+const MAPS: [&str; 11] = [
+    "services",
+    "backends",
+    "backend_names",
+    "service_names",
+    "rings",
+    "flows",
+    "fresh",
+    "tokens",
+    "fragments",
+    "traffic",
+    "counters",
+];
+
+/// The programs, loaded, and the interfaces that they are attached to.
+pub struct Plane {
+    ebpf: Ebpf,
+    /// The maps.
+    pub tables: Maps,
+    pins: Option<PathBuf>,
+    links: HashMap<String, Held>,
+    made: Option<Made>,
+}
+
+/// What keeps a program attached.
+#[allow(dead_code)] // held, not read
+enum Held {
+    Pinned(PinnedLink),
+    Own(FdLink),
+}
+
+/// The maps, typed.
+#[allow(missing_docs)] // `bpf/maps.h` says it
+pub struct Maps {
+    pub services: BpfHash<MapData, ServiceKey, Service>,
+    pub backends: Array<MapData, Backend>,
+    pub backend_names: Array<MapData, Name>,
+    pub service_names: Array<MapData, Name>,
+    pub rings: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    pub flows: BpfHash<MapData, Tuple, Flow>,
+    pub fresh: BpfHash<MapData, Tuple, Flow>,
+    pub tokens: BpfHash<MapData, TokenKey, TokenSlots>,
+    pub traffic: PerCpuArray<MapData, Traffic>,
+    pub counters: PerCpuArray<MapData, u64>,
+}
+
+impl Plane {
+    /// Loads the programs. With `pins`, takes over the maps that are pinned there already, and pins those that are not.
+    /// Needs CAP_SYS_ADMIN, in the first user namespace.
+    pub fn load(tables: &Tables, pins: Option<&Path>) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries("flows", tables.flows)
+            .map_max_entries("fresh", tables.fresh)
+            .map_max_entries("tokens", tables.tokens);
+        let mut made = None;
+        if let Some(pins) = pins {
+            made = Some(Made::directory(pins)?);
+            for map in MAPS {
+                // Of another size or kind they would be written beyond their end.
+                if pins.join(map).exists() {
+                    drop(open_pinned(pins, map)?);
+                }
+                loader.map_pin_path(map, pins.join(map));
+            }
+            if pins.join("services").exists() {
+                drop(Maps::pinned(pins)?);
+            }
+        }
+        let failed = |error: aya::EbpfError| Error::bpf("load the BPF programs", error);
+        let mut ebpf = loader.load(OBJECT).map_err(failed)?;
+        let tables = match pins {
+            Some(pins) => Maps::pinned(pins)?,
+            None => Maps::of(|name| {
+                ebpf.take_map(name).ok_or_else(|| Error::Bpf {
+                    what: format!("open map {name}"),
+                    says: "the object has none".into(),
+                })
+            })?,
+        };
+        for name in ["balance", "unwrap"] {
+            classifier(&mut ebpf, name)?
+                .load()
+                .map_err(|error| Error::bpf("load the BPF programs", error))?;
+        }
+        Ok(Plane { ebpf, tables, pins: pins.map(Into::into), links: HashMap::new(), made })
+    }
+
+    /// From now on what is pinned stays. Before, dropping the plane removes what it has pinned, unless a
+    /// predecessor had pinned it.
+    pub fn keep(&mut self) {
+        if let Some(made) = &mut self.made {
+            made.0 = None;
+        }
+    }
+
+    /// Balances what comes in on these interfaces of the calling thread's network namespace, and on no others. A
+    /// program that a predecessor attached is replaced in one moment.
+    pub fn attach(&mut self, interfaces: &[String]) -> Result<()> {
+        for interface in interfaces {
+            if !self.links.contains_key(interface) {
+                let held = self.attach_to(interface, "balance")?;
+                self.links.insert(interface.clone(), held);
+            }
+        }
+        self.links.retain(|interface, _| interfaces.contains(interface));
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for (interface, path) in pinned_links(pins)? {
+            if !interfaces.contains(&interface) {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// On a backend: takes tunnelled packets from `peers` out of their outer header, on these interfaces.
+    pub fn attach_unwrap(&mut self, interfaces: &[String], peers: &[std::net::IpAddr]) -> Result<()> {
+        let map = self.ebpf.take_map("tunnel_peers").ok_or_else(|| Error::Bpf {
+            what: "open map tunnel_peers".into(),
+            says: "the object has none".into(),
+        })?;
+        let mut allowed: BpfHash<MapData, Address, u32> =
+            BpfHash::try_from(map).map_err(|error| Error::bpf("open map tunnel_peers", error))?;
+        for peer in peers {
+            let address = Address::from(*peer);
+            allowed
+                .insert(address, 1, 0)
+                .map_err(|error| Error::bpf(format!("allow tunnels from {peer}"), error))?;
+        }
+        for interface in interfaces {
+            let held = self.attach_to(interface, "unwrap")?;
+            self.links.insert(interface.clone(), held);
+        }
+        Ok(())
+    }
+
+    fn attach_to(&mut self, interface: &str, program: &str) -> Result<Held> {
+        let what = format!("attach to interface {interface}");
+        let failed = |error: aya::programs::ProgramError| Error::bpf(what.clone(), error);
+        let program = classifier(&mut self.ebpf, program)?;
+        let pin = self.pins.as_ref().map(|pins| pins.join(format!("{LINK}{interface}")));
+        if let Some(pin) = &pin
+            && let Ok(old) = PinnedLink::from_pin(pin)
+        {
+            let link = FdLink::from(old).try_into().map_err(|error| Error::bpf(what.clone(), error))?;
+            // Where it fails, the interface that the link belonged to is gone, and one of its name has come.
+            if program.attach_to_link(link).is_ok() {
+                let link = PinnedLink::from_pin(pin).map_err(|error| Error::bpf(what, error))?;
+                return Ok(Held::Pinned(link));
+            }
+            remove_file(pin)?;
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program.attach_with_options(interface, TcAttachType::Ingress, order).map_err(failed)?;
+        let link: FdLink = program
+            .take_link(id)
+            .map_err(failed)?
+            .try_into()
+            .map_err(|error: aya::programs::links::LinkError| Error::bpf(what.clone(), error))?;
+        Ok(match pin {
+            None => Held::Own(link),
+            Some(pin) => Held::Pinned(link.pin(pin).map_err(|error| Error::bpf(what, error))?),
+        })
+    }
+
+    /// The classifier `name`, for test runs.
+    #[doc(hidden)]
+    pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        classifier(&mut self.ebpf, name)
+    }
+}
+
+const LINK: &str = "link-";
+
+fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier> {
+    let what = || format!("find BPF program {name}");
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| Error::Bpf { what: what(), says: "the object has none".into() })?;
+    program.try_into().map_err(|error: aya::programs::ProgramError| Error::bpf(what(), error))
+}
+
+impl Maps {
+    /// Those of a pinned plane.
+    pub fn pinned(pins: &Path) -> Result<Self> {
+        Self::of(|name| open_pinned(pins, name))
+    }
+
+    fn of(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
+            name: &str,
+            open: &mut impl FnMut(&str) -> Result<Map>,
+        ) -> Result<T> {
+            T::try_from(open(name)?).map_err(|error| Error::Bpf {
+                what: format!("open map {name}"),
+                says: format!("made by another version of braid, which `braid lb down` ends ({error})"),
+            })
+        }
+        let open = &mut open;
+        Ok(Maps {
+            services: typed("services", open)?,
+            backends: typed("backends", open)?,
+            backend_names: typed("backend_names", open)?,
+            service_names: typed("service_names", open)?,
+            rings: typed("rings", open)?,
+            flows: typed("flows", open)?,
+            fresh: typed("fresh", open)?,
+            tokens: typed("tokens", open)?,
+            traffic: typed("traffic", open)?,
+            counters: typed("counters", open)?,
+        })
+    }
+
+    /// Gives the service with number `id` another ring, in one moment. Empty: nobody takes connections.
+    pub fn set_ring(&mut self, id: u32, ring: &[u32]) -> Result<()> {
+        let failed = |error: aya::maps::MapError| Error::bpf(format!("set the ring of service {id}"), error);
+        let mut next: Array<MapData, u32> = Array::create(RING_SIZE, 0).map_err(failed)?;
+        for (place, backend) in (0..).zip(ring) {
+            next.set(place, *backend, 0).map_err(failed)?;
+        }
+        self.rings.set(id, &next, 0).map_err(failed)
+    }
+
+    /// The counters that belong to no backend, summed up over all processors, as [`COUNTERS`] orders them.
+    pub fn counters(&self) -> Result<[u64; COUNTERS.len()]> {
+        let mut sums = [0; COUNTERS.len()];
+        for (index, sum) in (0..).zip(&mut sums) {
+            let values = self.counters.get(&index, 0).map_err(|error| Error::bpf("read counters", error))?;
+            *sum = values.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    /// What the backend with number `id` was sent, summed up over all processors.
+    pub fn traffic(&self, id: u32) -> Result<Traffic> {
+        let values = self.traffic.get(&id, 0).map_err(|error| Error::bpf("read counters", error))?;
+        let sum = |field: fn(&Traffic) -> u64| values.iter().map(field).sum();
+        Ok(Traffic {
+            packets: sum(|t| t.packets),
+            bytes: sum(|t| t.bytes),
+            connections: sum(|t| t.connections),
+            plain: sum(|t| t.plain),
+            joins_by_token: sum(|t| t.joins_by_token),
+            joins_by_port: sum(|t| t.joins_by_port),
+            joins_by_hash: sum(|t| t.joins_by_hash),
+        })
+    }
+}
+
+fn open_pinned(pins: &Path, name: &str) -> Result<Map> {
+    let failed =
+        |error: aya::maps::MapError| Error::bpf(format!("open map {}", pins.join(name).display()), error);
+    Map::from_map_data(MapData::from_pin(pins.join(name)).map_err(failed)?).map_err(failed)
+}
+
+/// Interfaces with a pinned link, and the link's file.
+fn pinned_links(pins: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries =
+        std::fs::read_dir(pins).map_err(|error| Error::io(format!("read {}", pins.display()), error))?;
+    let link = |path: PathBuf| {
+        let interface = path.file_name()?.to_str()?.strip_prefix(LINK)?.to_string();
+        Some((interface, path))
+    };
+    Ok(entries.flatten().filter_map(|entry| link(entry.path())).collect())
+}
+
+/// Removes the plane that is pinned in `pins`: links first, so that no packet sees half of it.
+pub fn remove(pins: &Path) -> Result<()> {
+    for (_, path) in pinned_links(pins)? {
+        remove_file(&path)?;
+    }
+    for map in MAPS {
+        remove_file(&pins.join(map))?;
+    }
+    std::fs::remove_dir(pins).map_err(|error| Error::io(format!("remove {}", pins.display()), error))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The directory of pins, which goes again where it was new and loading failed.
+struct Made(Option<PathBuf>);
+
+impl Made {
+    fn directory(pins: &Path) -> Result<Self> {
+        let new = !pins.exists();
+        std::fs::create_dir_all(pins).map_err(|error| not_bpf(pins, error.to_string()))?;
+        let made = Made(new.then(|| pins.into()));
+        let kind = nix::sys::statfs::statfs(pins)
+            .map_err(|error| Error::io(format!("look at {}", pins.display()), error))?;
+        if kind.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
+            return Err(not_bpf(pins, "not on a BPF file system".into()));
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(pins) = &self.0
+            && let Err(error) = remove(pins)
+        {
+            tracing::debug!(%error, "pins not removed");
+        }
+    }
+}
+
+fn not_bpf(pins: &Path, says: String) -> Error {
+    Error::Bpf {
+        what: format!("pin the maps in {}", pins.display()),
+        says: format!("{says} (mount -t bpf bpf /sys/fs/bpf; or pin = false)"),
+    }
+}

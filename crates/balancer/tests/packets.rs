@@ -1,0 +1,677 @@
+//! The data plane without a network: packets in, verdict and packet out (BPF_PROG_TEST_RUN).
+//!
+//! BPF needs root of the machine, not of a user namespace: without it each test says so and passes.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use aya::{TestRun as _, TestRunOptions};
+use balancer::abi::{
+    BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend, COUNTERS, RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN,
+    Service, ServiceKey,
+};
+use balancer::config::Tables;
+use balancer::plane::{INSPECT, Plane};
+use proptest::prelude::*;
+use wire::key::Key;
+use wire::option::{CapableFlags, CapableKeys, Mptcp};
+use wire::{AddrId, Token};
+
+/// `TC_ACT_UNSPEC`: not ours, the kernel goes on with it.
+const PASS: i32 = -1;
+const DROP: i32 = 2;
+const REDIRECT: i32 = 7;
+
+const VIP: &str = "10.83.0.1:80";
+const VIP6: &str = "[fd83::1]:80";
+const CLIENT: &str = "10.81.0.10:40000";
+const CLIENT6: &str = "[fd81::10]:40000";
+
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Says why a test ends, where it may not load BPF programs.
+fn may_load_bpf() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    let may = map.split_whitespace().eq(["0", "0", "4294967295"]) && nix::unistd::geteuid().is_root();
+    if !may {
+        // Not println, which the test harness keeps to itself.
+        let why = "skipped: only root of the machine loads BPF programs, not root of a user namespace\n";
+        std::io::stderr().write_all(why.as_bytes()).unwrap();
+    }
+    may
+}
+
+/// A plane with service 5 at both VIPs, steered by token, backends 1 and 2 on its ring, and port 8082 of backend 2.
+struct Bench(Plane);
+
+impl Bench {
+    fn new() -> Option<Self> {
+        may_load_bpf().then(|| {
+            let tables = Tables { flows: 4096, fresh: 1024, tokens: 4096 };
+            let mut bench = Bench(Plane::load(&tables, None).unwrap());
+            for number in [1, 2] {
+                bench.backend(number, BACKEND_LIVE | BACKEND_TAKES);
+            }
+            for vip in [VIP, VIP6] {
+                bench.service(vip, Service { id: 5, flags: SERVICE_TOKEN, backend: 0 });
+            }
+            bench.service("10.83.0.1:8082", Service { id: 5, flags: SERVICE_FIXED, backend: 2 });
+            bench.ring(&[1, 2]);
+            bench
+        })
+    }
+
+    fn backend(&mut self, number: u32, flags: u32) {
+        let [source, destination]: [IpAddr; 2] =
+            ["10.90.0.2", "10.90.0.11"].map(|address| address.parse().unwrap());
+        let backend = Backend {
+            to_mac: mac(number),
+            from_mac: [2, 0, 0, 0, 0, 0xff],
+            ifindex: 1,
+            flags,
+            outer_source: source.into(),
+            outer_destination: destination.into(),
+        };
+        self.0.tables.backends.set(number, backend, 0).unwrap();
+    }
+
+    fn service(&mut self, address: &str, service: Service) {
+        let address: SocketAddr = address.parse().unwrap();
+        let key = ServiceKey { address: address.ip().into(), port: address.port().to_be(), unused: 0 };
+        self.0.tables.services.insert(key, service, 0).unwrap();
+    }
+
+    /// A ring on which these backends take turns.
+    fn ring(&mut self, backends: &[u32]) {
+        let ring: Vec<u32> = backends.iter().copied().cycle().take(RING_SIZE as usize).collect();
+        self.0.tables.set_ring(5, &ring).unwrap();
+    }
+
+    fn run(&mut self, program: &str, packet: &[u8]) -> (i32, Vec<u8>) {
+        let mut out = vec![0; packet.len() + 64];
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..Default::default() };
+        let result = self.0.program(program).unwrap().test_run(options).unwrap();
+        out.truncate(result.data_size_out as usize);
+        (result.return_value as i32, out)
+    }
+
+    fn send(&mut self, packet: &[u8]) -> (i32, Vec<u8>) {
+        self.run("balance", packet)
+    }
+
+    /// The backend that `packet` goes to; 0 where it is not redirected.
+    fn goes_to(&mut self, packet: &[u8]) -> u32 {
+        let (verdict, out) = self.send(packet);
+        match verdict {
+            REDIRECT => u32::from(out[5]),
+            _ => 0,
+        }
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let at = COUNTERS.iter().position(|(known, _)| *known == name).unwrap();
+        self.0.tables.counters().unwrap()[at]
+    }
+
+    /// Opens an MPTCP connection whose server has `key`; returns its backend.
+    fn connection(&mut self, from: &str, to: &str, key: Key) -> u32 {
+        let backend = self.goes_to(&tcp(from, to, SYN, &[capable(CapableKeys::None)]));
+        let keys = CapableKeys::Both { sender: Key(1), receiver: key };
+        assert_eq!(self.goes_to(&tcp(from, to, ACK, &[capable(keys)])), backend);
+        backend
+    }
+}
+
+fn mac(number: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 0, number as u8]
+}
+
+fn capable(keys: CapableKeys) -> Mptcp {
+    Mptcp::Capable { version: 1, flags: CapableFlags::HMAC, keys }
+}
+
+fn join(token: Token) -> Mptcp {
+    Mptcp::JoinSyn { backup: false, id: AddrId(1), token, nonce: 7 }
+}
+
+/// A TCP header with these options, and five bytes of data where it has no SYN.
+fn segment(from: &str, to: &str, flags: u8, options: &[u8]) -> Vec<u8> {
+    let [from, to]: [SocketAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+    let mut options = options.to_vec();
+    options.resize(options.len().next_multiple_of(4), 1);
+    let mut bytes = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    bytes.extend([0; 8]);
+    let words = (20 + options.len()) / 4;
+    bytes.extend([(words << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    bytes.extend(options);
+    if flags & SYN == 0 {
+        bytes.extend(b"hello");
+    }
+    bytes
+}
+
+fn tcp(from: &str, to: &str, flags: u8, options: &[Mptcp]) -> Vec<u8> {
+    let options: Vec<u8> = options.iter().flat_map(|option| option.to_bytes().unwrap()).collect();
+    ip(from, to, 6, &segment(from, to, flags, &options))
+}
+
+/// An Ethernet frame with an IP packet.
+fn ip(from: &str, to: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    frame(from, &packet(from, to, protocol, payload))
+}
+
+fn frame(from: &str, packet: &[u8]) -> Vec<u8> {
+    let v4 = from.parse::<SocketAddr>().unwrap().is_ipv4();
+    let kind: [u8; 2] = if v4 { [8, 0] } else { [0x86, 0xdd] };
+    [&[2, 0, 0, 0, 0, 0xee, 2, 0, 0, 0, 0, 0xdd], kind.as_slice(), packet].concat()
+}
+
+fn packet(from: &str, to: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let [from, to] = [from, to].map(|address| address.parse::<SocketAddr>().unwrap().ip());
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let length = (20 + payload.len() as u16).to_be_bytes();
+            let head = [0x45, 0, length[0], length[1], 0x12, 0x34, 0, 0, 64, protocol, 0, 0];
+            [&head, from.octets().as_slice(), &to.octets(), payload].concat()
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let length = (payload.len() as u16).to_be_bytes();
+            let head = [0x60, 0, 0, 0, length[0], length[1], protocol, 64];
+            [&head, from.octets().as_slice(), &to.octets(), payload].concat()
+        }
+        _ => panic!("two families"),
+    }
+}
+
+/// A client address whose packets the ring with backends 1 and 2 sends to `wanted`.
+fn client_of(bench: &mut Bench, wanted: u32) -> String {
+    let mut clients = (1..200).map(|n| format!("10.81.7.{n}:5000"));
+    clients.find(|client| bench.goes_to(&tcp(client, VIP, SYN, &[])) == wanted).unwrap()
+}
+
+#[test]
+fn a_packet_goes_out_with_the_backends_address_and_nothing_else_changed() {
+    let Some(mut bench) = Bench::new() else { return };
+    for (from, to) in [(CLIENT, VIP), (CLIENT6, VIP6)] {
+        let packet = tcp(from, to, SYN, &[capable(CapableKeys::None)]);
+        let (verdict, out) = bench.send(&packet);
+        assert_eq!(verdict, REDIRECT);
+        assert!(out[..6] == mac(1) || out[..6] == mac(2), "{out:x?}");
+        assert_eq!(out[6..12], [2, 0, 0, 0, 0, 0xff]);
+        assert_eq!(out[12..], packet[12..]);
+    }
+}
+
+#[test]
+fn what_is_for_no_service_is_left_alone() {
+    let Some(mut bench) = Bench::new() else { return };
+    let others = [
+        tcp(CLIENT, "10.83.0.1:81", SYN, &[]),
+        tcp(CLIENT, "10.83.0.2:80", ACK, &[]),
+        ip(CLIENT, VIP, 17, &[0; 20]),
+        ip(CLIENT, VIP, 1, &[8, 0, 0, 0, 0, 0, 0, 0]),
+        [[0xff; 12].as_slice(), &[8, 6], &[0; 28]].concat(),
+    ];
+    for packet in others {
+        assert_eq!(bench.send(&packet), (PASS, packet));
+    }
+}
+
+#[test]
+fn a_flow_stays_when_the_ring_changes() {
+    let Some(mut bench) = Bench::new() else { return };
+    let client = client_of(&mut bench, 1);
+    let ack = tcp(&client, VIP, ACK, &[]);
+    assert_eq!(bench.goes_to(&ack), 1);
+    bench.ring(&[2]);
+    assert_eq!(bench.goes_to(&ack), 1);
+    // Also one that has sent its SYN only.
+    bench.ring(&[1, 2]);
+    assert_eq!(bench.goes_to(&tcp(CLIENT6, VIP6, SYN, &[])), bench.goes_to(&tcp(CLIENT6, VIP6, SYN, &[])));
+    let first = bench.goes_to(&tcp(CLIENT6, VIP6, SYN, &[]));
+    bench.ring(&[3 - first]);
+    assert_eq!(bench.goes_to(&tcp(CLIENT6, VIP6, ACK, &[])), first);
+}
+
+#[test]
+fn a_join_follows_the_token_to_any_address_of_the_service() {
+    let Some(mut bench) = Bench::new() else { return };
+    for (n, wanted) in [(1, 1), (2, 2), (3, 1), (4, 2)] {
+        let client = client_of(&mut bench, wanted).replace(":5000", &format!(":{}", 6000 + n));
+        bench.ring(&[wanted]);
+        let key = Key(0x1111_2222_3333_4444 * n);
+        assert_eq!(bench.connection(&client, VIP, key), wanted);
+        bench.ring(&[3 - wanted]);
+        for (from, to) in [("10.81.1.10:7000", VIP), ("[fd81:1::10]:7000", VIP6)] {
+            let from = from.replace(":7000", &format!(":{}", 7000 + n));
+            assert_eq!(bench.goes_to(&tcp(&from, to, SYN, &[join(key.token())])), wanted);
+            // And so does what follows.
+            assert_eq!(bench.goes_to(&tcp(&from, to, ACK, &[Mptcp::JoinAck { hmac: [7; 20] }])), wanted);
+            assert_eq!(bench.goes_to(&tcp(&from, to, ACK, &[])), wanted);
+        }
+    }
+    assert_eq!(bench.counter("join_token_unknown"), 0);
+}
+
+#[test]
+fn the_key_is_also_learned_from_the_first_data_and_from_the_servers_answer() {
+    let Some(mut bench) = Bench::new() else { return };
+    let with_data =
+        |checksum| CapableKeys::WithData { sender: Key(9), receiver: Key(77), length: 5, checksum };
+    for (port, keys) in [(1, with_data(None)), (2, with_data(Some(3)))] {
+        let from = format!("10.81.0.10:{port}");
+        let backend = bench.goes_to(&tcp(&from, VIP, SYN, &[capable(CapableKeys::None)]));
+        bench.goes_to(&tcp(&from, VIP, ACK, &[capable(keys)]));
+        let join = tcp(&format!("10.81.1.10:{port}"), VIP, SYN, &[join(Key(77).token())]);
+        assert_eq!(bench.goes_to(&join), backend);
+    }
+    let backend = bench.goes_to(&tcp(CLIENT, VIP, SYN, &[capable(CapableKeys::None)]));
+    let answer = tcp(VIP, CLIENT, SYN | ACK, &[capable(CapableKeys::Sender(Key(88)))]);
+    assert_eq!(bench.send(&answer), (PASS, answer));
+    assert_eq!(bench.goes_to(&tcp("10.81.1.10:9", VIP, SYN, &[join(Key(88).token())])), backend);
+}
+
+#[test]
+fn a_join_of_an_unknown_connection_is_dropped_and_counted() {
+    let Some(mut bench) = Bench::new() else { return };
+    let join = tcp(CLIENT, VIP, SYN, &[join(Token(0x1234_5678))]);
+    assert_eq!(bench.send(&join).0, DROP);
+    assert_eq!(bench.counter("join_token_unknown"), 1);
+}
+
+#[test]
+fn a_key_counts_only_where_the_syn_was_seen() {
+    let Some(mut bench) = Bench::new() else { return };
+    let keys = CapableKeys::Both { sender: Key(1), receiver: Key(2) };
+    bench.goes_to(&tcp(CLIENT, VIP, ACK, &[capable(keys)]));
+    // Plain TCP at first, and keys later.
+    bench.goes_to(&tcp(CLIENT6, VIP6, SYN, &[]));
+    bench.goes_to(&tcp(CLIENT6, VIP6, ACK, &[capable(keys)]));
+    assert_eq!(bench.counter("tokens_learned"), 0);
+    assert_eq!(bench.send(&tcp("10.81.1.10:1", VIP, SYN, &[join(Key(2).token())])).0, DROP);
+}
+
+#[test]
+fn of_two_connections_with_one_token_each_client_finds_its_own() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.ring(&[1]);
+    assert_eq!(bench.connection("10.81.0.1:1", VIP, Key(5)), 1);
+    bench.ring(&[2]);
+    assert_eq!(bench.connection("10.81.0.2:1", VIP, Key(5)), 2);
+    assert_eq!(bench.counter("token_collisions"), 1);
+    for (client, backend) in [("10.81.0.1:9", 1), ("10.81.0.2:9", 2)] {
+        assert_eq!(bench.goes_to(&tcp(client, VIP, SYN, &[join(Key(5).token())])), backend);
+    }
+}
+
+#[test]
+fn an_announced_port_is_one_backends_whatever_comes() {
+    let Some(mut bench) = Bench::new() else { return };
+    for n in 0..50 {
+        let from = format!("10.81.0.10:{}", 100 + n);
+        assert_eq!(bench.goes_to(&tcp(&from, "10.83.0.1:8082", SYN, &[join(Token(n))])), 2);
+        assert_eq!(bench.goes_to(&tcp(&from, "10.83.0.1:8082", ACK, &[])), 2);
+    }
+    assert_eq!(bench.0.tables.traffic(2).unwrap().joins_by_port, 50);
+}
+
+#[test]
+fn no_flow_goes_to_a_backend_that_is_gone() {
+    let Some(mut bench) = Bench::new() else { return };
+    let client = client_of(&mut bench, 1);
+    let ack = tcp(&client, VIP, ACK, &[]);
+    assert_eq!(bench.goes_to(&ack), 1);
+    bench.backend(1, 0);
+    bench.ring(&[2]);
+    assert_eq!(bench.goes_to(&ack), 2);
+    bench.backend(2, 0);
+    assert_eq!(bench.send(&ack).0, DROP);
+    assert!(bench.counter("no_backend") > 0);
+}
+
+#[test]
+fn a_flood_of_syns_beyond_the_tables_breaks_no_flow() {
+    let Some(mut bench) = Bench::new() else { return };
+    let mut flows = Vec::new();
+    bench.ring(&[1]);
+    for n in 0..200u64 {
+        let from = format!("10.81.0.10:{}", 1000 + n);
+        bench.connection(&from, VIP, Key(n));
+        flows.push(from);
+    }
+    let joins: Vec<String> = (0..200).map(|n| format!("10.81.1.10:{}", 1000 + n)).collect();
+    for (n, from) in joins.iter().enumerate() {
+        assert_eq!(bench.goes_to(&tcp(from, VIP, SYN, &[join(Key(n as u64).token())])), 1);
+    }
+    bench.ring(&[2]);
+    for n in 0..20_000u32 {
+        let from = format!("172.16.{}.{}:{}", n >> 8 & 0xff, n & 0xff, 1024 + n);
+        bench.goes_to(&tcp(&from, VIP, SYN, &[capable(CapableKeys::None)]));
+    }
+    for from in flows.iter().chain(&joins) {
+        assert_eq!(bench.goes_to(&tcp(from, VIP, ACK, &[])), 1, "{from}");
+    }
+}
+
+#[test]
+fn a_syn_with_a_forged_source_does_not_move_a_flow() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.ring(&[1]);
+    bench.connection(CLIENT, VIP, Key(1));
+    bench.ring(&[2]);
+    // The attacker has a connection of its own on the other backend.
+    assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
+    for options in [vec![], vec![capable(CapableKeys::None)], vec![join(Key(2).token())]] {
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &options)), 1);
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, ACK, &[])), 1);
+    }
+    // After a RST the port may be another connection's.
+    bench.goes_to(&tcp(CLIENT, VIP, RST, &[]));
+    assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[join(Key(2).token())])), 2);
+}
+
+/// Packet too big, unreachable, time exceeded: about what a backend has sent to `client`.
+fn icmp_about(from_vip: &str, client: &str, kind: u8) -> Vec<u8> {
+    let about = packet(from_vip, client, 6, &segment(from_vip, client, ACK, &[]));
+    let router = if client.starts_with('[') { "[fd99::1]:0" } else { "10.99.0.1:0" };
+    let protocol = if client.starts_with('[') { 58 } else { 1 };
+    ip(router, from_vip, protocol, &[&[kind, 4, 0, 0, 0, 0, 5, 0], about.as_slice()].concat())
+}
+
+#[test]
+fn an_icmp_error_goes_to_the_backend_whose_flow_it_is_about() {
+    let Some(mut bench) = Bench::new() else { return };
+    for (client, vip, kinds) in [(CLIENT, VIP, [3, 11, 12]), (CLIENT6, VIP6, [1, 2, 3])] {
+        bench.ring(&[2]);
+        bench.goes_to(&tcp(client, vip, SYN, &[]));
+        bench.goes_to(&tcp(client, vip, ACK, &[]));
+        bench.ring(&[1]);
+        for kind in kinds {
+            assert_eq!(bench.goes_to(&icmp_about(vip, client, kind)), 2);
+        }
+    }
+    assert_eq!(bench.goes_to(&icmp_about("10.83.0.1:8082", CLIENT, 3)), 2);
+    let not_ours = icmp_about("10.83.0.1:81", CLIENT, 3);
+    assert_eq!(bench.send(&not_ours), (PASS, not_ours));
+    assert_eq!(bench.counter("icmp_delivered"), 7);
+}
+
+#[test]
+fn fragments_follow_the_first_one_and_strangers_are_not_guessed_at() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.ring(&[2]);
+    bench.goes_to(&tcp(CLIENT, VIP, SYN, &[]));
+    bench.ring(&[1]);
+    let mut first = tcp(CLIENT, VIP, ACK, &[]);
+    let mut later = ip(CLIENT, VIP, 6, &[0x55; 40]);
+    later[14 + 7] = 5; // an offset
+    let before = bench.send(&later);
+    assert_eq!(before, (PASS, later.clone()));
+    assert_eq!(bench.counter("fragment_unknown"), 1);
+    first[14 + 6] = 0x20; // more fragments
+    assert_eq!(bench.goes_to(&first), 2);
+    assert_eq!(bench.goes_to(&later), 2);
+    // IPv6: next header fragment (44), with an identification.
+    let head = |offset: u8, more: u8| [6, 0, offset, more, 1, 2, 3, 4];
+    let first = ip(CLIENT6, VIP6, 44, &[&head(0, 1)[..], &segment(CLIENT6, VIP6, SYN, &[])].concat());
+    let later = ip(CLIENT6, VIP6, 44, &[&head(1, 0)[..], &[0x55; 40]].concat());
+    let to = bench.goes_to(&first);
+    assert_eq!(to, 1);
+    assert_eq!(bench.goes_to(&later), to);
+}
+
+#[test]
+fn options_of_ip_and_extension_headers_are_passed_over() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.ring(&[2]);
+    let mut with_options = tcp(CLIENT, VIP, SYN, &[]);
+    with_options.splice(34..34, [1; 8]);
+    with_options[14] = 0x47;
+    assert_eq!(bench.goes_to(&with_options), 2);
+    let extensions = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[6, 0, 1, 4, 0, 0, 0, 0]].concat();
+    let v6 = ip(CLIENT6, VIP6, 0, &[extensions, segment(CLIENT6, VIP6, SYN, &[])].concat());
+    assert_eq!(bench.goes_to(&v6), 2);
+}
+
+#[test]
+fn what_cannot_be_read_is_counted_and_left_to_the_kernel() {
+    let Some(mut bench) = Bench::new() else { return };
+    let whole = tcp(CLIENT, VIP, SYN, &[]);
+    let cut = &whole[..14 + 20 + 10];
+    assert_eq!(bench.send(cut), (PASS, cut.to_vec()));
+    assert_eq!(bench.counter("truncated"), 1);
+    let tagged = [&whole[..12], &[0x81, 0, 0, 7], &whole[12..]].concat();
+    assert_eq!(bench.send(&tagged).0, PASS);
+    assert_eq!(bench.counter("vlan"), 1);
+    let many = [60, 0, 1, 4, 0, 0, 0, 0].repeat(6);
+    let v6 = ip(CLIENT6, VIP6, 60, &[many, segment(CLIENT6, VIP6, SYN, &[])].concat());
+    assert_eq!(bench.send(&v6), (PASS, v6));
+    assert_eq!(bench.counter("ipv6_extension"), 1);
+}
+
+#[test]
+fn a_tunnelled_packet_comes_out_of_the_tunnel_as_it_went_in() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.ring(&[2]);
+    bench.0.attach_unwrap(&[], &["10.90.0.2".parse().unwrap(), "fd90::2".parse().unwrap()]).unwrap();
+    for outer in ["10.90.0", "fd90:"] {
+        bench.backend(2, BACKEND_LIVE | BACKEND_TAKES | BACKEND_TUNNEL);
+        if outer == "fd90:" {
+            let mut backend = bench.0.tables.backends.get(&2, 0).unwrap();
+            backend.outer_source = "fd90::2".parse::<IpAddr>().unwrap().into();
+            backend.outer_destination = "fd90::11".parse::<IpAddr>().unwrap().into();
+            bench.0.tables.backends.set(2, backend, 0).unwrap();
+        }
+        for (from, to) in [(CLIENT, VIP), (CLIENT6, VIP6)] {
+            let packet = tcp(from, to, SYN, &[capable(CapableKeys::None)]);
+            let (verdict, wrapped) = bench.send(&packet);
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(wrapped[..6], mac(2));
+            let outer_size = if outer == "fd90:" { 40 } else { 20 };
+            assert_eq!(wrapped.len(), packet.len() + outer_size);
+            assert_eq!(wrapped[14 + outer_size..], packet[14..]);
+            if outer_size == 20 {
+                assert_eq!(wrapped[12..14], [8, 0]);
+                assert_eq!(
+                    usize::from(u16::from_be_bytes([wrapped[16], wrapped[17]])),
+                    packet.len() - 14 + 20
+                );
+                assert_eq!(wrapped[14 + 9], if from == CLIENT { 4 } else { 41 });
+                assert_eq!(checksum(&wrapped[14..34]), 0);
+                assert_eq!(wrapped[26..34], [10, 90, 0, 2, 10, 90, 0, 11]);
+            } else {
+                assert_eq!(wrapped[12..14], [0x86, 0xdd]);
+                assert_eq!(wrapped[14 + 6], if from == CLIENT { 4 } else { 41 });
+            }
+            let (verdict, plain) = bench.run("unwrap", &wrapped);
+            assert_eq!(verdict, PASS);
+            assert_eq!(plain[12..], packet[12..]);
+        }
+    }
+}
+
+#[test]
+fn a_backend_takes_no_tunnelled_packet_from_a_stranger() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.0.attach_unwrap(&[], &["10.90.0.2".parse().unwrap()]).unwrap();
+    let inner = packet(CLIENT, VIP, 6, &segment(CLIENT, VIP, SYN, &[]));
+    for (from, taken) in [("10.90.0.2:0", true), ("10.90.0.3:0", false)] {
+        let wrapped = ip(from, "10.90.0.11:0", 4, &inner);
+        let out = bench.run("unwrap", &wrapped).1;
+        assert_eq!(out != wrapped, taken);
+    }
+}
+
+/// RFC 1071; 0 over a header whose checksum is right.
+fn checksum(header: &[u8]) -> u16 {
+    let sum: u32 = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// What the parser found, and the token of the receiver's key.
+#[derive(Debug, PartialEq)]
+struct Found {
+    flags: u32,
+    join_token: u32,
+    sender: u64,
+    receiver: u64,
+    token: u32,
+}
+
+struct Inspector(aya::Ebpf);
+
+impl Inspector {
+    fn new() -> Self {
+        let mut ebpf = aya::Ebpf::load(INSPECT).unwrap();
+        let program: &mut aya::programs::SchedClassifier =
+            ebpf.program_mut("inspect").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        Inspector(ebpf)
+    }
+
+    fn inspect(&mut self, options: &[u8]) -> Found {
+        let mut packet = vec![0; 14 + 1 + 40];
+        packet[14] = options.len() as u8;
+        packet[15..15 + options.len()].copy_from_slice(options);
+        let mut out = vec![0; packet.len()];
+        let program: &aya::programs::SchedClassifier = self.0.program("inspect").unwrap().try_into().unwrap();
+        let options =
+            TestRunOptions { data_in: Some(&packet), data_out: Some(&mut out), ..Default::default() };
+        assert_eq!(program.test_run(options).unwrap().return_value, 0);
+        let word = |at: usize| out[at..at + 4].try_into().unwrap();
+        let long = |at: usize| u64::from_be_bytes(out[at..at + 8].try_into().unwrap());
+        Found {
+            flags: u32::from_ne_bytes(word(0)),
+            join_token: u32::from_be_bytes(word(4)),
+            sender: long(8),
+            receiver: long(16),
+            token: u32::from_be_bytes(word(24)),
+        }
+    }
+}
+
+/// What the program ought to find, by `wire`.
+fn expected(options: &[u8]) -> Found {
+    let mut found = Found { flags: 0, join_token: 0, sender: 0, receiver: 0, token: 0 };
+    for option in wire::option::read(options) {
+        match option {
+            Ok(Mptcp::Capable {
+                version: 0,
+                keys: CapableKeys::Sender(_) | CapableKeys::Both { .. },
+                ..
+            }) => {
+                found.flags |= 32;
+            }
+            Ok(Mptcp::Capable { version: 1, keys, .. }) => match keys {
+                CapableKeys::None => found.flags |= 1,
+                CapableKeys::Sender(key) => {
+                    (found.flags, found.sender, found.receiver) = (found.flags | 2, key.0, 0);
+                }
+                CapableKeys::Both { sender, receiver } | CapableKeys::WithData { sender, receiver, .. } => {
+                    (found.flags, found.sender, found.receiver) = (found.flags | 4, sender.0, receiver.0);
+                }
+            },
+            Ok(Mptcp::JoinSyn { token, .. }) => (found.flags, found.join_token) = (found.flags | 8, token.0),
+            Ok(Mptcp::Dss { .. }) => found.flags |= 16,
+            Ok(_) => {}
+            Err(wire::option::Malformed::Cut { .. }) => found.flags |= 64,
+            Err(_) => {}
+        }
+    }
+    found.token = Key(found.receiver).token().0;
+    found
+}
+
+/// Options as they come, or almost: any mix of well-formed ones, NOPs and rubbish.
+fn options() -> impl Strategy<Value = Vec<u8>> {
+    let keys = prop_oneof![
+        Just(CapableKeys::None),
+        any::<u64>().prop_map(|key| CapableKeys::Sender(Key(key))),
+        any::<[u64; 2]>().prop_map(|[a, b]| CapableKeys::Both { sender: Key(a), receiver: Key(b) }),
+        (any::<[u64; 2]>(), any::<Option<u16>>()).prop_map(|([a, b], checksum)| CapableKeys::WithData {
+            sender: Key(a),
+            receiver: Key(b),
+            length: 5,
+            checksum
+        }),
+    ];
+    let mptcp = prop_oneof![
+        (0..3u8, keys).prop_map(|(version, keys)| Mptcp::Capable {
+            version,
+            flags: CapableFlags::HMAC,
+            keys
+        }),
+        any::<u32>().prop_map(|token| join(Token(token))),
+        Just(Mptcp::JoinAck { hmac: [3; 20] }),
+        Just(Mptcp::Dss { ack: None, mapping: None, fin: true }),
+        Just(Mptcp::Prio { backup: true }),
+    ];
+    let piece = prop_oneof![
+        4 => mptcp.prop_map(|option| option.to_bytes().unwrap_or_default()),
+        2 => Just(vec![1]),
+        1 => Just(vec![2, 4, 5, 0xb4]),
+        1 => proptest::collection::vec(any::<u8>(), 0..20),
+    ];
+    proptest::collection::vec(piece, 0..4).prop_map(|pieces| {
+        let mut bytes = pieces.concat();
+        bytes.truncate(40);
+        bytes
+    })
+}
+
+#[test]
+fn the_parser_in_the_kernel_agrees_with_wire() {
+    if !may_load_bpf() {
+        return;
+    }
+    let inspector = std::cell::RefCell::new(Inspector::new());
+    proptest!(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) }, |(bytes in options())| {
+        let found = inspector.borrow_mut().inspect(&bytes);
+        // A DSS of a wrong length is none for wire, and says for the balancer what a right one says.
+        let mask = if wire::option::read(&bytes).any(|option| matches!(option, Err(wire::option::Malformed::Mptcp { .. }))) { !16 } else { !0 };
+        let expected = expected(&bytes);
+        prop_assert_eq!((found.flags & mask, found.join_token, found.sender, found.receiver, found.token),
+            (expected.flags & mask, expected.join_token, expected.sender, expected.receiver, expected.token));
+    });
+}
+
+#[test]
+fn hostile_packets_move_no_established_flow() {
+    let Some(bench) = Bench::new() else { return };
+    let bench = std::cell::RefCell::new(bench);
+    bench.borrow_mut().ring(&[1]);
+    bench.borrow_mut().connection(CLIENT, VIP, Key(1));
+    bench.borrow_mut().ring(&[2]);
+    let packet = prop_oneof![
+        // Options of any kind in the flow's own packets and in others', SYNs among them.
+        (options(), any::<bool>(), any::<u8>(), 0..15u8).prop_map(|(options, own, flags, words)| {
+            let from = if own { CLIENT } else { "10.81.5.5:5" };
+            let mut segment = segment(from, VIP, flags & !RST & !1, &options);
+            segment[12] = words << 4;
+            ip(from, VIP, 6, &segment)
+        }),
+        // Cut anywhere behind the IP header: less than that is refused by the test run itself.
+        (options(), 34..90usize).prop_map(|(options, length)| {
+            let mut packet = ip(CLIENT, VIP, 6, &segment(CLIENT, VIP, SYN, &options));
+            packet.truncate(length);
+            packet
+        }),
+        // Rubbish behind any of the headers.
+        (any::<u8>(), proptest::collection::vec(any::<u8>(), 0..80))
+            .prop_map(|(protocol, rubbish)| ip(CLIENT, VIP, protocol, &rubbish)),
+        (any::<u8>(), proptest::collection::vec(any::<u8>(), 0..80))
+            .prop_map(|(next, rubbish)| ip(CLIENT6, VIP6, next, &rubbish)),
+        proptest::collection::vec(any::<u8>(), 20..120).prop_map(|rubbish| frame(CLIENT, &rubbish)),
+    ];
+    let own = tcp(CLIENT, VIP, ACK, &[]);
+    proptest!(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) }, |(packet in packet)| {
+        let mut bench = bench.borrow_mut();
+        let (verdict, out) = bench.send(&packet);
+        prop_assert!([PASS, DROP, REDIRECT].contains(&verdict), "{verdict}");
+        prop_assert!(verdict != PASS || out == packet);
+        prop_assert_eq!(bench.goes_to(&own), 1);
+    });
+}

@@ -1,0 +1,169 @@
+//! `braid lb`: the load balancer.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use balancer::config::PINS;
+use balancer::status::{Service, Status};
+use balancer::{Config, run};
+use clap::Subcommand;
+
+use crate::cmd;
+use crate::output;
+
+/// Balance MPTCP and TCP services over backends, a connection's subflows together
+///
+/// Works in the kernel, on what comes in on the interfaces that the file names; answers go from the backends to the
+/// clients directly. SIGHUP reloads the file. After SIGTERM connections go on being balanced (unless the file says
+/// pin = false): a new start takes over, `braid lb down` ends it.
+///
+/// Exit code 2: it could not start.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  braid lb --config /etc/braid/lb.toml
+  braid lb --config lb.toml --check
+  braid lb status
+  braid lb status edge --json
+  braid lb down edge"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// File with [[service]] and [[service.backend]] tables
+    #[arg(long, short, value_name = "FILE", env = "BRAID_LB_CONFIG")]
+    config: Option<PathBuf>,
+    /// Read the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(StatusArgs),
+    Down(Down),
+}
+
+/// Show services, backends, connections, joins and drops
+///
+/// Reads the tables of a pinned balancer, whether its program runs or not.
+#[derive(Debug, clap::Args)]
+#[command(
+    name = "status",
+    after_help = "\
+Examples:
+  braid lb status
+  braid lb status edge --json"
+)]
+struct StatusArgs {
+    #[command(flatten)]
+    which: Which,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// End a balancer, its program included, and remove all that it made
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  braid lb down
+  braid lb down edge")]
+struct Down {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Which pinned balancer.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The balancer's name; not needed where there is one only
+    name: Option<String>,
+    /// Where its maps are pinned
+    #[arg(long, value_name = "DIR", default_value = PINS)]
+    pins: PathBuf,
+}
+
+impl Which {
+    fn name(&self) -> Result<String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let entries = std::fs::read_dir(&self.pins).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        match names.as_slice() {
+            [name] => Ok(name.clone()),
+            [] => bail!("no balancer under {} (or pin = false)", self.pins.display()),
+            names => bail!("which balancer? There is: {}", names.join(", ")),
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Some(Command::Status(args)) => return status(&args),
+        Some(Command::Down(Down { which })) => {
+            run::down(&which.pins, &which.name()?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
+    }
+    let file = args.config.context("--config FILE is missing (or a command: status, down)")?;
+    let load = || Config::load(&file);
+    if args.check {
+        load()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    cmd::block_on(async {
+        let ready = |config: &Config| {
+            let told = output::line(format_args!("balancing on {}", config.interfaces.join(", ")));
+            if let Err(error) = told {
+                tracing::debug!(?error, "nobody reads");
+            }
+        };
+        Ok(run::run(load, ready).await?)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(args: &StatusArgs) -> Result<ExitCode> {
+    let status = Status::pinned(&args.which.pins, &args.which.name()?)?;
+    if args.json {
+        output::line(serde_json::to_string(&status)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for service in &status.services {
+        print_service(service)?;
+    }
+    for table in &status.tables {
+        let evicted = table.evicted.map(|evicted| format!(", {evicted} pushed out")).unwrap_or_default();
+        output::line(format_args!("table {}: {} of {}{evicted}", table.name, table.entries, table.size))?;
+    }
+    for (name, value) in status.counters.iter().filter(|(_, value)| *value > 0) {
+        output::line(format_args!("{name} {value}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_service(service: &Service) -> Result<()> {
+    let joins = if service.by_token { "joins by token" } else { "joins not by token" };
+    output::line(format_args!("service {} ({joins}): {}", service.name, service.addresses.join(", ")))?;
+    let width = service.backends.iter().map(|backend| backend.name.len()).max().unwrap_or(0).max(7);
+    output::line(format_args!(
+        "  {:width$}  {:8}  {:>8}  {:>11}  {:>8}  {:>22}",
+        "backend", "state", "flows", "connections", "plain", "joins token/port/hash"
+    ))?;
+    for backend in &service.backends {
+        let joins = format!("{}/{}/{}", backend.joins.token, backend.joins.port, backend.joins.hash);
+        output::line(format_args!(
+            "  {:width$}  {:8}  {:>8}  {:>11}  {:>8}  {joins:>22}",
+            backend.name, backend.state, backend.flows, backend.connections, backend.plain
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Start, reload, drain, a dead backend, a killed balancer, the end: each in the middle of traffic.
+
+use std::process::Output;
+use std::time::Duration;
+
+use lab::process::Process;
+use mptcp::socket::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::net::TcpStream;
+
+use crate::net::{Net, PATIENCE, VIP, echo, may_load_bpf, until};
+
+const NO_TOKEN: &str = "MPTcpExtMPJoinNoTokenFound";
+
+fn signal(process: &Process, signal: Signal) {
+    kill(Pid::from_raw(process.pid() as i32), signal).unwrap();
+}
+
+async fn all_echo(streams: &mut [TcpStream]) {
+    for stream in streams {
+        echo(stream).await;
+    }
+}
+
+fn down(net: &Net) -> Output {
+    net.braid("lb", &["lb", "down", net.name()]).output().unwrap()
+}
+
+#[tokio::test]
+async fn a_balancer_that_is_killed_or_stopped_loses_no_connection_and_no_late_join() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(2).await;
+    let file = net.config("", "", |_| String::new());
+    let balancer = net.balancer(&file).await;
+    let mut streams = net.connect(20, VIP).await;
+
+    signal(&balancer, Signal::SIGKILL);
+    balancer.exit().await;
+    all_echo(&mut streams).await;
+    // Without a program, new connections are balanced too.
+    streams.extend(net.connect(20, VIP).await);
+    let balancer = net.balancer(&file).await;
+    all_echo(&mut streams).await;
+    streams.extend(net.connect(10, VIP).await);
+
+    signal(&balancer, Signal::SIGTERM);
+    assert!(balancer.exit().await.success());
+    all_echo(&mut streams).await;
+    let _balancer = net.balancer(&file).await;
+    net.joins().await;
+    net.all_joined(50, 3).await;
+    assert_eq!(net.on_backends(NO_TOKEN), 0);
+    all_echo(&mut streams).await;
+    assert!(down(&net).status.success());
+}
+
+#[tokio::test]
+async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(2).await;
+    let balancer = net.balancer(&net.config("", "", |_| String::new())).await;
+    let mut streams = net.connect(20, VIP).await;
+    let before = net.connections_of(1).await;
+    assert!(before > 0);
+
+    net.config("", "", |n| if n == 1 { "drain = true".into() } else { String::new() });
+    signal(&balancer, Signal::SIGHUP);
+    net.state(1, "draining").await;
+    streams.extend(net.connect(20, VIP).await);
+    assert_eq!(net.connections_of(1).await, before);
+    net.joins().await;
+    net.all_joined(40, 3).await;
+    all_echo(&mut streams).await;
+
+    // A file with an error changes nothing.
+    net.config("", "prt = 80", |_| String::new());
+    signal(&balancer, Signal::SIGHUP);
+    until("a word on the error", async || balancer.last_words().contains("nothing changed").then_some(()))
+        .await;
+    net.state(1, "draining").await;
+
+    // And one without the backend takes it out: its connections end, the others don't.
+    net.config("", "", |n| if n == 1 { "absent".into() } else { String::new() });
+    signal(&balancer, Signal::SIGHUP);
+    until("one backend less", async || {
+        (net.status()["services"][0]["backends"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    let mut fresh = net.connect(5, VIP).await;
+    all_echo(&mut fresh).await;
+    assert_eq!(net.connections_of(2).await, 40 - before + 5);
+    assert!(down(&net).status.success());
+}
+
+#[tokio::test]
+async fn a_dead_backend_takes_no_connection_of_another_with_it() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(2).await;
+    net.joins().await;
+    let _balancer = net.balancer(&net.config("", "", |_| String::new())).await;
+    let streams = net.connect(20, VIP).await;
+    net.all_joined(20, 3).await;
+    let on_second = net.connections_of(2).await;
+    assert!(on_second > 0);
+
+    net.ok("app-1", "ip link set eth0 down");
+    net.state(1, "down").await;
+    let fresh = net.connect(10, VIP).await;
+    assert_eq!(net.connections_of(2).await, on_second + 10);
+    let (heard, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    for mut stream in streams.into_iter().chain(fresh) {
+        let heard = heard.clone();
+        tokio::spawn(async move {
+            echo(&mut stream).await;
+            heard.send(stream)
+        });
+    }
+    for _ in 0..on_second + 10 {
+        let answer = tokio::time::timeout(PATIENCE, answers.recv()).await;
+        answer.expect("an echo of each connection of the living backend");
+    }
+    net.ok("app-1", "ip link set eth0 up");
+    net.state(1, "up").await;
+    assert!(down(&net).status.success());
+}
+
+#[tokio::test]
+async fn down_removes_all_of_it_and_a_failed_start_leaves_nothing() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(1).await;
+    let pins = |net: &Net| {
+        let root = format!("/proc/{}/root/sys/fs/bpf/braid-lb", net.holder());
+        std::fs::read_dir(root).map(|entries| entries.flatten().count()).unwrap_or(0)
+    };
+    let file = net.config("", "", |_| String::new());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("\"eth0\"", "\"eth0\", \"eth9\"")).unwrap();
+    let failed = net.start_balancer("lb", &file).await;
+    let status = failed.exit().await;
+    assert_eq!(status.code(), Some(2), "{}", failed.describe(status));
+    assert!(failed.last_words().contains("attach to interface eth9"), "{}", failed.last_words());
+    assert_eq!(pins(&net), 0);
+
+    std::fs::write(&file, text).unwrap();
+    let balancer = net.balancer(&file).await;
+    let _streams = net.connect(3, VIP).await;
+    assert_eq!(pins(&net), 1);
+    let second = net.start_balancer("lb", &file).await;
+    let status = second.exit().await;
+    assert_eq!(status.code(), Some(2));
+    assert!(second.last_words().contains("runs already (pid "), "{}", second.last_words());
+
+    let status = net.status();
+    assert_eq!(status["services"][0]["backends"][0]["connections"], 3);
+    let output = down(&net);
+    assert!(output.status.success(), "{output:?}");
+    assert!(balancer.exit().await.success());
+    assert_eq!(pins(&net), 0);
+    assert!(!is_balanced(&net).await);
+    let output = down(&net);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is none of this name"), "{output:?}");
+}
+
+#[tokio::test]
+async fn without_pins_the_data_plane_ends_with_its_program() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(1).await;
+    let balancer =
+        net.balancer(&net.config("pin = false\nmetrics = \"127.0.0.1:9101\"", "", |_| String::new())).await;
+    let _streams = net.connect(3, VIP).await;
+    let metrics = net.ok("lb", "curl -s http://127.0.0.1:9101/metrics");
+    for line in [
+        "braid_lb_connections_total{service=\"web\",backend=\"app-1\"} 3",
+        "braid_lb_backend_up{service=\"web\",backend=\"app-1\"} 1",
+        "braid_lb_tokens_learned_total 3",
+        "# EOF",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
+    signal(&balancer, Signal::SIGKILL);
+    balancer.exit().await;
+    // The kernel closes the last file descriptor, and with it the link, a moment later.
+    until("the end of the data plane", async || (!is_balanced(&net).await).then_some(())).await;
+}
+
+/// Does a SYN to the VIP reach the backend? The balancer's own kernel would send it back to the router.
+async fn is_balanced(net: &Net) -> bool {
+    let before = net.counter("app-1", "MPTcpExtMPCapableSYNRX");
+    let options = Options { netns: Some(net.lab.netns("client").clone()), ..Options::default() };
+    let dialled = tokio::time::timeout(Duration::from_millis(500), socket::dial(VIP, &options)).await;
+    matches!(dialled, Ok(Ok(_))) || net.counter("app-1", "MPTcpExtMPCapableSYNRX") > before
+}
