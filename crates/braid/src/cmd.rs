@@ -28,8 +28,10 @@ mod limits;
 mod listen;
 mod man;
 mod monitor;
+mod primary;
 mod proxy;
 mod run;
+mod selection;
 mod show;
 mod stats;
 mod subflow;
@@ -60,6 +62,7 @@ enum Command {
     Lab(lab::Args),
     Echo(echo::Args),
     Show(show::Args),
+    Primary(primary::Args),
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
@@ -99,6 +102,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab(args) => lab::run(args),
         Command::Echo(args) => echo::run(args),
         Command::Show(args) => show::run(args),
+        Command::Primary(args) => primary::run(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),
@@ -252,6 +256,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds
         .filter(|time| !time.is_zero())
         .ok_or_else(|| "expected seconds above zero, such as 2 or 0.5".into())
+}
+
+/// The same, or `0` for not at all.
+fn seconds_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { seconds(text) }
 }
 
 /// What clap says over several lines, without the usage.

@@ -131,7 +131,25 @@ const LETTERS: [(SubflowFlags, char); 9] = [
 /// [`Error::Unsupported`] where the kernel has no `mptcp_diag`.
 pub async fn connections(netns: &Netns) -> Result<Vec<Connection>> {
     let netns = netns.clone();
-    let read = tokio::task::spawn_blocking(move || read(&netns));
+    blocking(move || {
+        let mut connections = read(&netns)?;
+        let mut owners = owners(&connections.iter().map(|c| c.inode).collect());
+        for connection in &mut connections {
+            connection.owners = owners.remove(&connection.inode).unwrap_or_default();
+        }
+        Ok(connections)
+    })
+    .await
+}
+
+/// The same without owners, for whoever looks often: to find those, all of `/proc` is read.
+pub async fn connections_without_owners(netns: &Netns) -> Result<Vec<Connection>> {
+    let netns = netns.clone();
+    blocking(move || read(&netns)).await
+}
+
+async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
+    let read = tokio::task::spawn_blocking(read);
     read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
@@ -158,10 +176,8 @@ fn read(netns: &Netns) -> Result<Vec<Connection>> {
             subflows.entry(token).or_default().push(subflow);
         }
     }
-    let mut owners = owners(&connections.iter().map(|c| c.inode).collect());
     for connection in &mut connections {
         connection.subflows = subflows.remove(&connection.token).unwrap_or_default();
-        connection.owners = owners.remove(&connection.inode).unwrap_or_default();
     }
     Ok(connections)
 }

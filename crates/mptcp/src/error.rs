@@ -69,6 +69,12 @@ impl Error {
         Error::Io { what: what.into(), source: source.into() }
     }
 
+    /// Did the kernel refuse because the connection has the in-kernel path manager
+    /// (`mptcp_userspace_pm_get_sock()`)?
+    pub fn is_in_kernel_path_manager(&self) -> bool {
+        matches!(self, Error::Kernel { extack: Some(words), .. } if words.contains("userspace PM not selected"))
+    }
+
     /// The system's error number, where there is one.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

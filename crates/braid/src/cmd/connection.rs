@@ -38,12 +38,7 @@ impl Connection {
 
 /// Says what to do about the kernel's refusal.
 pub fn explain(error: Error) -> anyhow::Error {
-    let words = match &error {
-        Error::Kernel { extack: Some(words), .. } => words.as_str(),
-        _ => "",
-    };
-    // mptcp_userspace_pm_get_sock()
-    if words.contains("userspace PM not selected") {
+    if error.is_in_kernel_path_manager() {
         return anyhow::Error::from(error).context(
             "the connection has the in-kernel path manager, and obeys `braid endpoint` \
              (with net.mptcp.pm_type=1 new ones have the userspace path manager)",

@@ -16,6 +16,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 use tokio::time;
 
+use crate::cmd::selection::Selection;
 use crate::cmd::{self, Interfaces, Place};
 use crate::output;
 
@@ -37,18 +38,8 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     place: Place,
-    /// Only connections of the program NAME
-    #[arg(long, value_name = "NAME")]
-    program: Option<String>,
-    /// Only the connection with this token
-    #[arg(long, value_name = "HEX")]
-    token: Option<Token>,
-    /// Only connections with a subflow to this address
-    #[arg(long, value_name = "ADDRESS")]
-    peer: Option<IpAddr>,
-    /// Only connections from or to this port
-    #[arg(long, value_name = "PORT")]
-    port: Option<u16>,
+    #[command(flatten)]
+    selection: Selection,
     /// Show them again every so many seconds, with the rates since the time before
     #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = cmd::seconds)]
     watch: Option<Duration>,
@@ -89,7 +80,7 @@ impl Args {
     async fn look(&self, netns: &Netns) -> Result<Sample> {
         let mut connections = diag::connections(netns).await?;
         let at = Instant::now();
-        connections.retain(|connection| self.wants(connection));
+        connections.retain(|connection| self.selection.wants(&self.place, connection));
         connections.sort_by_key(|c| (c.local, c.remote));
         for connection in &mut connections {
             // The subflow that opened the connection has the id 0 at both ends.
@@ -121,18 +112,6 @@ impl Args {
             }
         }
         Ok(())
-    }
-
-    fn wants(&self, connection: &Connection) -> bool {
-        let owners = &connection.owners;
-        let remotes = || connection.subflows.iter().map(|s| s.remote).chain([connection.remote]);
-        self.place.pid.is_none_or(|pid| owners.iter().any(|owner| owner.pid == pid))
-            && self.program.as_ref().is_none_or(|name| owners.iter().any(|owner| owner.program == *name))
-            && self.token.is_none_or(|token| connection.token == token)
-            && self.peer.is_none_or(|ip| remotes().any(|r| r.ip().to_canonical() == ip.to_canonical()))
-            && self
-                .port
-                .is_none_or(|port| [connection.local.port(), connection.remote.port()].contains(&port))
     }
 }
 
@@ -303,15 +282,19 @@ fn heading(connection: &Row<'_>) -> String {
     } else {
         format!("{GOOD}MPTCP{GOOD:#}")
     };
-    let owners: Vec<_> =
-        connection.owners.iter().map(|owner| format!("{} ({})", owner.program, owner.pid)).collect();
-    let owners = if owners.is_empty() { "-".into() } else { owners.join(", ") };
+    let owners = programs(connection.owners);
     format!(
         "{BOLD}{token}{BOLD:#}  {state}  {}  {protocol}  {owners}  {}  {}",
         path(connection.local, connection.remote),
         amount("sent", info.bytes_sent, rate.map(|rate| rate.sent_bit_per_s)),
         amount("received", info.bytes_received, rate.map(|rate| rate.received_bit_per_s)),
     )
+}
+
+/// Who holds a connection: `curl (12), sh (11)`.
+pub fn programs(owners: &[Owner]) -> String {
+    let owners: Vec<_> = owners.iter().map(|owner| format!("{} ({})", owner.program, owner.pid)).collect();
+    if owners.is_empty() { "-".into() } else { owners.join(", ") }
 }
 
 const COLUMNS: usize = 11;
@@ -349,7 +332,7 @@ fn path(local: SocketAddr, remote: SocketAddr) -> String {
     format!("{} → {}", canonical(local), canonical(remote))
 }
 
-fn milliseconds(rtt_us: u32) -> String {
+pub fn milliseconds(rtt_us: u32) -> String {
     let digits = if rtt_us < 1000 { 2 } else { 1 };
     format!("rtt {:.digits$} ms", f64::from(rtt_us) / 1000.0)
 }

@@ -5,6 +5,7 @@ mod echo;
 mod endpoint;
 mod monitor;
 mod net;
+mod primary;
 mod run;
 mod show;
 mod snapshots;

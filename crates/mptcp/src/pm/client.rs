@@ -183,6 +183,19 @@ impl Client {
         self.request(&what, 0, &request, USERSPACE).map(drop)
     }
 
+    /// Is the connection `token` one of the userspace path manager? That is settled when it begins. An error where
+    /// there is no such connection; before Linux 6.10, which does not answer this question, the answer is yes.
+    pub async fn is_userspace(&self, token: Token) -> Result<bool> {
+        let what = format!("get the addresses of {token}");
+        let mut request = Request::new().op_get_addr_dump();
+        request.encode().push_token(token.0);
+        match self.request(&what, NLM_F_DUMP, &request, USERSPACE) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_in_kernel_path_manager() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn request(
         &self,
         what: &str,
