@@ -1,0 +1,313 @@
+//! Path policies: which subflows a connection should have, and what to do to get there.
+//!
+//! Pure: the time is an argument, nothing is asked and nothing is done here. [`Policy::on_event`] takes what was
+//! seen and returns what to do; the daemon does it. An [`Event::Connections`] is the whole state as the kernel has
+//! it, so that nothing depends on what was seen before: at the start, after lost events and after a restart the
+//! next look puts everything right.
+//!
+//! Whatever happens, a policy
+//! - closes no subflow and changes no flag that would leave a connection without a subflow that works,
+//! - has no more subflows open, or being opened, than [`config::Rule::max_subflows`],
+//! - and comes to rest: once nothing changes any more, it asks for nothing any more, and each connection's
+//!   subflows and flags are what the policy says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use mptcp::{AddrId, Token};
+
+pub mod config;
+mod connection;
+mod health;
+#[cfg(test)]
+mod tests;
+mod wanted;
+
+use config::{Config, Identity};
+use connection::Connection;
+
+/// Time since any fixed moment, from a clock that does not go back.
+pub type Time = Duration;
+
+/// A local address that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Local {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of its network's prefix.
+    pub prefix: u8,
+    /// Index of its interface.
+    pub ifindex: u32,
+    /// Name of its interface.
+    pub interface: String,
+}
+
+/// A connection as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name.
+    pub token: Token,
+    /// Did this host open it? Only then it can open subflows: the peer is often behind a NAT.
+    pub ours: bool,
+    /// Its first local address. Of the socket's family: IPv4 addresses may be mapped to IPv6.
+    pub local: SocketAddr,
+    /// The peer's first address.
+    pub remote: SocketAddr,
+    /// Whose it is.
+    pub identity: Identity,
+    /// Its subflows.
+    pub subflows: Vec<Subflow>,
+}
+
+/// A subflow as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subflow {
+    /// The local end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+    /// Id of the local address.
+    pub local_id: AddrId,
+    /// Id of the peer's address.
+    pub remote_id: AddrId,
+    /// How far it has come.
+    pub state: State,
+    /// We opened it.
+    pub ours: bool,
+    /// We asked the peer to use it as a backup.
+    pub backup: bool,
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Bytes that the peer has acknowledged.
+    pub acked: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Segments sent and not acknowledged.
+    pub in_flight: u32,
+    /// Timeouts since the last acknowledgement.
+    pub timeouts: u8,
+}
+
+/// How far a subflow has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its handshake goes on.
+    Opening,
+    /// It can carry data.
+    Open,
+    /// It is on its way out.
+    Closing,
+}
+
+/// Something was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The local addresses that can be used now, all of them.
+    Addresses(Vec<Local>),
+    /// The connections there are now, all of them.
+    Connections(Vec<Seen>),
+    /// The peer of a connection announced an address.
+    Announced {
+        /// The connection.
+        token: Token,
+        /// The address's id.
+        id: AddrId,
+        /// The address.
+        ip: IpAddr,
+        /// Its port, if other than the connection's.
+        port: Option<u16>,
+    },
+    /// The peer of a connection withdrew an address.
+    Removed {
+        /// The connection.
+        token: Token,
+        /// The address's id.
+        id: AddrId,
+    },
+    /// The kernel refused this.
+    Refused(Action),
+    /// Other things are wanted from now on.
+    Configured(Config),
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Open a subflow.
+    Create {
+        /// Of this connection.
+        token: Token,
+        /// From this address,
+        local: IpAddr,
+        /// which has this id,
+        id: AddrId,
+        /// by this interface.
+        ifindex: u32,
+        /// To this address.
+        remote: SocketAddr,
+        /// As a backup.
+        backup: bool,
+    },
+    /// Close a subflow.
+    Destroy {
+        /// Of this connection.
+        token: Token,
+        /// Its local end.
+        local: SocketAddr,
+        /// The peer's end.
+        remote: SocketAddr,
+    },
+    /// Tell the peer that an address is gone, which closes the subflows from it on both sides.
+    Withdraw {
+        /// On this connection.
+        token: Token,
+        /// The address's id.
+        id: AddrId,
+    },
+    /// Make a subflow a backup, or active.
+    SetBackup {
+        /// Of this connection.
+        token: Token,
+        /// Its local end.
+        local: SocketAddr,
+        /// The peer's end.
+        remote: SocketAddr,
+        /// A backup?
+        backup: bool,
+    },
+    /// Announce an address to the peer.
+    Announce {
+        /// On this connection.
+        token: Token,
+        /// The address.
+        ip: IpAddr,
+        /// The id that it gets.
+        id: AddrId,
+    },
+}
+
+impl Action {
+    /// The connection that it is about.
+    pub fn token(&self) -> Token {
+        match *self {
+            Action::Create { token, .. }
+            | Action::Destroy { token, .. }
+            | Action::Withdraw { token, .. }
+            | Action::SetBackup { token, .. }
+            | Action::Announce { token, .. } => token,
+        }
+    }
+}
+
+/// What is wanted, and what is known.
+#[derive(Debug, Default)]
+pub struct Policy {
+    config: Config,
+    addresses: Vec<Local>,
+    connections: BTreeMap<Token, Connection>,
+    /// Announcements may be told before their connection is seen.
+    early: Vec<(Time, Token, AddrId, SocketAddr)>,
+}
+
+impl Policy {
+    /// Nothing is known yet.
+    pub fn new(config: Config) -> Self {
+        Policy { config, ..Policy::default() }
+    }
+
+    /// Takes in what was seen, and says what to do now. That is something after a fresh look at the connections only,
+    /// since what is known from before may have changed: after any other event, look.
+    pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let fresh = matches!(event, Event::Connections(_));
+        match event {
+            Event::Addresses(addresses) => {
+                let known: BTreeSet<Local> = std::mem::take(&mut self.addresses).into_iter().collect();
+                self.addresses = addresses;
+                for local in self.addresses.iter().filter(|local| !known.contains(local)) {
+                    self.connections.values_mut().for_each(|connection| connection.appeared(now, local.ip));
+                }
+            }
+            Event::Configured(config) => self.config = config,
+            Event::Connections(seen) => self.see(now, seen),
+            // Port 0 stands for the connection's own.
+            Event::Announced { token, id, ip, port } => {
+                let remote = SocketAddr::new(ip, port.unwrap_or(0));
+                match self.connections.get_mut(&token) {
+                    Some(connection) => connection.announced(id, remote),
+                    None => self.early.push((now, token, id, remote)),
+                }
+            }
+            Event::Removed { token, id } => {
+                if let Some(connection) = self.connections.get_mut(&token) {
+                    connection.remotes.remove(&id);
+                }
+                self.early.retain(|(_, of, early, _)| (*of, *early) != (token, id));
+            }
+            Event::Refused(action) => {
+                if let Some(connection) = self.connections.get_mut(&action.token()) {
+                    connection.refused(now, &action);
+                }
+            }
+        }
+        if !fresh {
+            return Vec::new();
+        }
+        let usable: Vec<Local> =
+            self.addresses.iter().filter(|local| self.config.uses(&local.interface)).cloned().collect();
+        let mut actions = Vec::new();
+        for connection in self.connections.values_mut() {
+            connection.steer(now, &self.config, &usable, &mut actions);
+        }
+        actions
+    }
+
+    /// Is there anything that can go wrong, or right, without an event telling of it? Then a look at the connections
+    /// is due soon.
+    pub fn is_busy(&self) -> bool {
+        self.connections.values().any(Connection::is_busy)
+    }
+
+    /// The connections that are known.
+    pub fn connections(&self) -> impl Iterator<Item = &Seen> {
+        self.connections.values().map(|connection| &connection.seen)
+    }
+
+    /// The connections that are known by their names.
+    pub fn tokens(&self) -> BTreeSet<Token> {
+        self.connections.keys().copied().collect()
+    }
+
+    /// What is wanted.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn see(&mut self, now: Time, seen: Vec<Seen>) {
+        let tokens: BTreeSet<Token> = seen.iter().map(|seen| seen.token).collect();
+        self.connections.retain(|token, connection| {
+            // A token may be given to another connection later.
+            tokens.contains(token)
+                && seen.iter().any(|seen| seen.token == *token && seen.remote == connection.seen.remote)
+        });
+        for seen in seen {
+            match self.connections.get_mut(&seen.token) {
+                Some(connection) => connection.look(now, seen),
+                None => {
+                    let token = seen.token;
+                    self.connections.insert(token, Connection::new(now, seen));
+                }
+            }
+        }
+        for (at, token, id, remote) in std::mem::take(&mut self.early) {
+            match self.connections.get_mut(&token) {
+                Some(connection) => connection.announced(id, remote),
+                None if now.saturating_sub(at) < EARLY => self.early.push((at, token, id, remote)),
+                None => {}
+            }
+        }
+    }
+}
+
+/// How long an announcement waits for its connection.
+const EARLY: Duration = Duration::from_secs(10);

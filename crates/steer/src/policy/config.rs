@@ -1,0 +1,251 @@
+//! What the path manager is to do: one TOML file.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+
+use crate::{Error, Result};
+
+/// All that the file says. Everything has a default: an empty file is a full mesh for every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who does it.
+    pub mode: Mode,
+    /// What is done with connections that no rule matches.
+    pub default: Rule,
+    /// Looked through from the top; the first that matches a connection decides.
+    pub rule: Vec<Rule>,
+    /// What is said of interfaces; the first that matches a name decides.
+    pub interface: Vec<Interface>,
+    /// A subflow with data under way of which nothing is acknowledged for so long, though it was sent again, is held
+    /// for dead. Three of its round-trip times, where those are longer.
+    #[serde(deserialize_with = "duration")]
+    pub dead_after: Duration,
+    /// Serve Prometheus metrics on this address.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            mode: Mode::default(),
+            default: Rule::default(),
+            rule: Vec::new(),
+            interface: Vec::new(),
+            dead_after: Duration::from_millis(300),
+            metrics: None,
+        }
+    }
+}
+
+/// Who opens and closes subflows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The daemon, for each connection by its policy.
+    #[default]
+    Daemon,
+    /// The kernel, by endpoints and limits, which the daemon keeps right as addresses come and go.
+    Kernel,
+}
+
+/// What is done with some connections.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rule {
+    /// With which ones; all that is given must fit.
+    pub r#match: Match,
+    /// Which subflows it has.
+    pub policy: Kind,
+    /// With `ndiffports`: how many subflows, 1 to 8.
+    pub ports: u8,
+    /// Most subflows at a time, those that are being opened included, 1 to 8.
+    pub max_subflows: u8,
+    /// With `primary-backup`: interfaces in the order in which they are to be primary (`*` at the end stands for
+    /// anything). What is not named comes last.
+    pub order: Vec<String>,
+    /// With `primary-backup`: among interfaces that `order` does not tell apart, the one with the shortest
+    /// round-trip time is primary.
+    pub measured: bool,
+    /// Announce further addresses to the peer, where the peer opened the connection.
+    pub announce: bool,
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Rule {
+            r#match: Match::default(),
+            policy: Kind::default(),
+            ports: 2,
+            max_subflows: 8,
+            order: Vec::new(),
+            measured: false,
+            announce: false,
+        }
+    }
+}
+
+/// Which subflows a connection has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// One between each local address and each address of the peer.
+    #[default]
+    Fullmesh,
+    /// Several between the connection's first two addresses, which differ in the port: for networks that spread
+    /// flows over links by hash.
+    Ndiffports,
+    /// One from each local address; one is active, the others are backups.
+    PrimaryBackup,
+    /// One alone, moved to another address when it dies.
+    Single,
+    /// One from each local address, all active.
+    Aggregate,
+}
+
+/// Describes connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Match {
+    /// The program's name (`/proc/PID/comm`).
+    pub program: Option<String>,
+    /// The socket's owner.
+    pub uid: Option<u32>,
+    /// The program's cgroup, or one above it: `/system.slice/openvpn.service`.
+    pub cgroup: Option<String>,
+    /// Either end's port.
+    pub port: Option<u16>,
+    /// The peer's address is in this network.
+    pub peer: Option<IpNet>,
+}
+
+/// What is known of a connection before anything is done with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Names of the programs that hold it.
+    pub programs: BTreeSet<String>,
+    /// Their cgroups.
+    pub cgroups: BTreeSet<String>,
+    /// The socket's owner.
+    pub uid: u32,
+}
+
+/// What is said of interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// The interface's name; `*` at its end stands for anything.
+    pub name: String,
+    /// Are its addresses used at all?
+    #[serde(default = "yes")]
+    pub r#use: bool,
+    /// Traffic over it costs: its subflows are backups as long as there are others.
+    #[serde(default)]
+    pub metered: bool,
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| mptcp::Error::io(format!("read {}", path.display()), e))?;
+        Self::from_toml(&text, &path.display().to_string())
+    }
+
+    /// Like [`Config::load`], from the text of a file; errors call it `file`.
+    pub fn from_toml(text: &str, file: &str) -> Result<Self> {
+        let refuse = |place: String, message: String| Error::Config { place, message };
+        let at =
+            |offset: usize| format!("{file}:{}", text[..offset.min(text.len())].matches('\n').count() + 1);
+        let deserializer = toml::Deserializer::parse(text).map_err(|error| {
+            refuse(error.span().map_or(file.into(), |span| at(span.start)), error.message().into())
+        })?;
+        let config: Config = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let key = error.path().to_string();
+            let error = error.into_inner();
+            let place = error.span().map_or(file.into(), |span| at(span.start));
+            let message = error.message().lines().next().unwrap_or_default().to_string();
+            refuse(place, if key == "." { message } else { format!("{key}: {message}") })
+        })?;
+        if config.default.r#match != Match::default() {
+            return Err(refuse(file.into(), "default.match: the default is for what no rule matches".into()));
+        }
+        let rules = config.rule.iter().enumerate().map(|(at, rule)| (format!("rule[{at}]"), rule));
+        for (key, rule) in rules.chain([("default".into(), &config.default)]) {
+            for (name, value) in [("ports", rule.ports), ("max_subflows", rule.max_subflows)] {
+                if !(1..=8).contains(&value) {
+                    return Err(refuse(file.into(), format!("{key}.{name}: {value} is not 1 to 8")));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// What is done with a connection between `local` and `remote`.
+    pub fn rule(&self, identity: &Identity, local: SocketAddr, remote: SocketAddr) -> &Rule {
+        self.rule.iter().find(|rule| rule.r#match.fits(identity, local, remote)).unwrap_or(&self.default)
+    }
+
+    /// Are addresses on `interface` used?
+    pub fn uses(&self, interface: &str) -> bool {
+        interface != "lo" && self.said_of(interface).is_none_or(|said| said.r#use)
+    }
+
+    /// Does traffic over `interface` cost?
+    pub fn is_metered(&self, interface: &str) -> bool {
+        self.said_of(interface).is_some_and(|said| said.metered)
+    }
+
+    fn said_of(&self, interface: &str) -> Option<&Interface> {
+        self.interface.iter().find(|said| matches(&said.name, interface))
+    }
+}
+
+impl Rule {
+    /// The place of `interface` in the order, 0 first.
+    pub fn rank(&self, interface: &str) -> usize {
+        self.order.iter().position(|name| matches(name, interface)).unwrap_or(self.order.len())
+    }
+}
+
+impl Match {
+    fn fits(&self, identity: &Identity, local: SocketAddr, remote: SocketAddr) -> bool {
+        let in_cgroup = |wanted: &String| {
+            let below = |cgroup: &String| {
+                cgroup
+                    .strip_prefix(wanted.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            wanted == "/" || identity.cgroups.iter().any(below)
+        };
+        self.program.as_ref().is_none_or(|program| identity.programs.contains(program))
+            && self.uid.is_none_or(|uid| uid == identity.uid)
+            && self.cgroup.as_ref().is_none_or(in_cgroup)
+            && self.port.is_none_or(|port| port == local.port() || port == remote.port())
+            && self.peer.is_none_or(|net| net.contains(&remote.ip().to_canonical()))
+    }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A time as people write it: `300ms`, `2s`.
+fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    let time = parsed.and_then(|time| Duration::try_from(time).ok()).filter(|time| !time.is_zero());
+    time.ok_or_else(|| serde::de::Error::custom(format!("\"{text}\" is no time such as 300ms or 2s")))
+}

@@ -1,0 +1,708 @@
+//! Policies in virtual time: a small kernel that does what it is told, paths that die and come back, and what must
+//! hold whatever happens.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::config::{Interface, Kind, Rule};
+use super::*;
+
+const TOKEN: Token = Token(7);
+const FIRST: u8 = 1;
+
+fn local_ip(n: u8) -> IpAddr {
+    format!("10.0.{n}.1").parse().unwrap()
+}
+
+/// The peer's address on network `n`; the connection was opened to the one on network 1.
+fn remote(n: u8) -> SocketAddr {
+    format!("10.0.{n}.2:80").parse().unwrap()
+}
+
+fn local(n: u8) -> Local {
+    Local { ip: local_ip(n), prefix: 24, ifindex: u32::from(n), interface: format!("eth{n}") }
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn config(policy: Kind) -> Config {
+    Config { default: Rule { policy, ..Rule::default() }, ..Config::default() }
+}
+
+/// A host with one connection. Its programs send all the time, over all active subflows.
+struct Host {
+    now: Time,
+    policy: Policy,
+    addresses: Vec<u8>,
+    /// Local networks over which nothing comes through.
+    dead: BTreeSet<u8>,
+    /// Every attempt is refused.
+    refuses: bool,
+    subflows: Vec<Subflow>,
+    next_port: u16,
+    actions: Vec<(Time, Action)>,
+    /// The peer alone sends.
+    receives: bool,
+}
+
+fn network(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[2],
+        IpAddr::V6(_) => unreachable!(),
+    }
+}
+
+impl Host {
+    /// A connection from network 1; `networks` have an address each.
+    fn new(config: Config, networks: &[u8]) -> Self {
+        let mut host = Host {
+            now: ms(1000),
+            policy: Policy::new(config),
+            addresses: networks.to_vec(),
+            dead: BTreeSet::new(),
+            refuses: false,
+            subflows: Vec::new(),
+            next_port: 1000,
+            actions: Vec::new(),
+            receives: false,
+        };
+        host.add(FIRST, remote(1), AddrId(0), false);
+        host.subflows[0].state = State::Open;
+        host.tell_addresses();
+        host
+    }
+
+    fn add(&mut self, from: u8, to: SocketAddr, id: AddrId, backup: bool) {
+        self.next_port += 1;
+        self.subflows.push(Subflow {
+            local: SocketAddr::new(local_ip(from), self.next_port),
+            remote: to,
+            local_id: id,
+            remote_id: AddrId(if to == remote(1) { 0 } else { network(to.ip()) }),
+            state: State::Opening,
+            ours: true,
+            backup,
+            rtt: ms(20) * u32::from(from),
+            acked: 0,
+            received: 0,
+            in_flight: 0,
+            timeouts: 0,
+        });
+    }
+
+    fn tell_addresses(&mut self) {
+        let addresses = self.addresses.iter().map(|n| local(*n)).collect();
+        self.tell(Event::Addresses(addresses));
+    }
+
+    /// Tells the policy, and does what it says. As the daemon does, looks after all but a look.
+    fn tell(&mut self, event: Event) {
+        let look = !matches!(event, Event::Connections(_) | Event::Refused(_));
+        let actions = self.policy.on_event(self.now, event);
+        for action in actions {
+            self.act(action);
+        }
+        if look {
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        let seen = Seen {
+            token: TOKEN,
+            ours: true,
+            local: SocketAddr::new(local_ip(FIRST), 1001),
+            remote: remote(1),
+            identity: Identity::default(),
+            subflows: self.subflows.clone(),
+        };
+        self.tell(Event::Connections(vec![seen]));
+    }
+
+    /// The subflows that are open and have their address.
+    fn usable(&self) -> usize {
+        let has_address = |s: &&Subflow| self.addresses.contains(&network(s.local.ip()));
+        self.subflows.iter().filter(|s| s.state == State::Open).filter(has_address).count()
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push((self.now, action.clone()));
+        let before = self.usable();
+        match action {
+            Action::Create { local, id, remote, backup, ref ifindex, .. } => {
+                assert_eq!(*ifindex, u32::from(network(local)));
+                let cap = self.rule().max_subflows;
+                if self.refuses || !self.addresses.contains(&network(local)) {
+                    self.tell(Event::Refused(action));
+                    return;
+                }
+                let same_id =
+                    |s: &Subflow| (s.local.ip() == local) != (s.local_id == id) && s.local_id != AddrId(0);
+                assert!(!self.subflows.iter().any(same_id), "an id of two addresses: {id} {local}");
+                self.add(network(local), remote, id, backup);
+                assert!(
+                    self.subflows.len() <= usize::from(cap),
+                    "more than {cap} subflows: {:#?}",
+                    self.subflows
+                );
+            }
+            Action::Destroy { local, remote, .. } => {
+                self.subflows.retain(|s| (s.local, s.remote) != (local, remote));
+            }
+            Action::Withdraw { id, .. } => self.subflows.retain(|s| s.local_id != id),
+            Action::SetBackup { local, remote, backup, .. } => {
+                let subflow = self.subflows.iter_mut().find(|s| (s.local, s.remote) == (local, remote));
+                if let Some(subflow) = subflow {
+                    subflow.backup = backup;
+                }
+            }
+            Action::Announce { .. } => {}
+        }
+        assert!(before == 0 || self.usable() > 0, "nothing usable is left: {:#?}", self.actions.last());
+    }
+
+    fn rule(&self) -> &Rule {
+        &self.policy.config().default
+    }
+
+    /// Lets `time` pass, with a look every 100 ms.
+    fn pass(&mut self, time: Duration) {
+        self.pass_by(time, ms(100));
+    }
+
+    fn pass_by(&mut self, time: Duration, step: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += step;
+            let any_active = self.subflows.iter().any(|s| s.state == State::Open && !s.backup);
+            for s in &mut self.subflows {
+                let alive = !self.dead.contains(&network(s.local.ip()))
+                    && self.addresses.contains(&network(s.local.ip()));
+                if s.state == State::Opening {
+                    s.state = if alive { State::Open } else { State::Opening };
+                    continue;
+                }
+                if s.backup && any_active {
+                    continue;
+                }
+                match (self.receives, alive) {
+                    (true, true) => s.received += 1000,
+                    (true, false) => {}
+                    (false, true) => {
+                        s.acked += 1000;
+                        (s.in_flight, s.timeouts) = (5, 0);
+                    }
+                    (false, false) => (s.in_flight, s.timeouts) = (5, s.timeouts.saturating_add(1)),
+                }
+            }
+            self.look();
+        }
+    }
+
+    /// Lets so much time pass that the longest wait is over.
+    fn rest(&mut self) {
+        self.pass_by(Duration::from_secs(200), ms(1000));
+    }
+
+    /// The networks of local and remote address, and the flag, of each subflow.
+    fn shape(&self) -> Vec<(u8, u8, bool)> {
+        let mut shape: Vec<_> =
+            self.subflows.iter().map(|s| (network(s.local.ip()), network(s.remote.ip()), s.backup)).collect();
+        shape.sort_unstable();
+        shape
+    }
+
+    fn announce(&mut self, n: u8) {
+        self.tell(Event::Announced { token: TOKEN, id: AddrId(n), ip: remote(n).ip(), port: None });
+    }
+
+    fn since(&self, at: Time) -> Vec<&Action> {
+        self.actions.iter().filter(|(when, _)| *when > at).map(|(_, action)| action).collect()
+    }
+}
+
+#[test]
+fn a_full_mesh_is_between_all_addresses() {
+    let mut host = Host::new(config(Kind::Fullmesh), &[1, 2]);
+    host.announce(2);
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (1, 2, false), (2, 1, false), (2, 2, false)]);
+}
+
+#[test]
+fn an_announcement_that_comes_before_its_connection_is_seen_counts() {
+    let mut host = Host::new(config(Kind::Fullmesh), &[1]);
+    host.policy = Policy::new(config(Kind::Fullmesh));
+    let announced = Event::Announced { token: TOKEN, id: AddrId(2), ip: remote(2).ip(), port: None };
+    assert_eq!(host.policy.on_event(host.now, announced), []);
+    host.tell_addresses();
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (1, 2, false)]);
+}
+
+#[test]
+fn a_withdrawn_address_is_not_gone_to_again() {
+    let mut host = Host::new(config(Kind::Fullmesh), &[1, 2]);
+    host.announce(2);
+    host.pass(ms(500));
+    host.tell(Event::Removed { token: TOKEN, id: AddrId(2) });
+    host.subflows.retain(|s| network(s.remote.ip()) != 2); // the kernel closes them
+    host.rest();
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn an_aggregate_takes_the_nearest_address_of_the_peer() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.look();
+    host.announce(2);
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+    let mut host = Host::new(config(Kind::Aggregate), &[1]);
+    host.pass(ms(300));
+    host.announce(2);
+    host.addresses.push(2);
+    host.tell_addresses();
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 2, false)]);
+}
+
+#[test]
+fn further_ports_are_between_the_first_addresses() {
+    let mut host = Host::new(config(Kind::Ndiffports), &[1, 2]);
+    host.policy.config.default.ports = 4;
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false); 4]);
+}
+
+#[test]
+fn one_path_is_primary_and_the_next_takes_over_until_it_is_back() {
+    let mut rule = config(Kind::PrimaryBackup);
+    rule.default.order = vec!["eth1".into(), "eth3".into()];
+    let mut host = Host::new(rule, &[1, 2, 3]);
+    host.pass(ms(1000));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, true), (3, 1, true)]);
+    host.dead.insert(1);
+    host.pass(ms(1000));
+    let active: Vec<_> = host.shape().into_iter().filter(|(.., backup)| !backup).collect();
+    assert_eq!(active, [(3, 1, false)]);
+    host.pass(Duration::from_secs(30));
+    host.dead.clear();
+    let returned = host.now;
+    host.pass(ms(2000));
+    assert!(host.shape().contains(&(1, 1, true)), "back, not yet proved: {:?}", host.shape());
+    host.pass(ms(4000));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, true), (3, 1, true)]);
+    let flags = host.since(returned).into_iter().filter(|a| matches!(a, Action::SetBackup { .. })).count();
+    assert_eq!(flags, 2, "{:#?}", host.since(returned));
+}
+
+#[test]
+fn the_quicker_path_becomes_primary_where_it_is_measured() {
+    let mut rule = config(Kind::PrimaryBackup);
+    rule.default.measured = true;
+    let mut host = Host::new(rule, &[1, 2]);
+    host.pass(ms(10_000));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, true)]);
+    host.subflows.iter_mut().filter(|s| network(s.local.ip()) == 1).for_each(|s| s.rtt = ms(400));
+    host.pass(ms(200));
+    assert_eq!(host.shape(), [(1, 1, true), (2, 1, false)]);
+}
+
+#[test]
+fn active_comes_before_backup_in_a_switch() {
+    let mut rule = config(Kind::PrimaryBackup);
+    rule.default.order = vec!["eth1".into()];
+    let mut host = Host::new(rule, &[1, 2]);
+    host.pass(ms(5000));
+    let at = host.now;
+    host.policy.config.default.order = vec!["eth2".into()];
+    host.pass(ms(200));
+    let flags: Vec<bool> = host
+        .since(at)
+        .into_iter()
+        .map(|action| match action {
+            Action::SetBackup { backup, .. } => *backup,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(flags, [false, true]);
+}
+
+#[test]
+fn a_single_subflow_moves_when_its_path_dies_and_stays_there() {
+    let mut host = Host::new(config(Kind::Single), &[1, 2]);
+    host.pass(ms(2000));
+    assert_eq!((host.shape(), host.actions.len()), (vec![(1, 1, false)], 0));
+    host.dead.insert(1);
+    host.pass(ms(2000));
+    assert_eq!(host.shape(), [(2, 1, false)]);
+    host.dead.clear();
+    host.rest();
+    assert_eq!(host.shape(), [(2, 1, false)]);
+}
+
+#[test]
+fn a_single_subflow_leaves_an_address_that_is_going_only_when_the_next_one_works() {
+    let mut host = Host::new(config(Kind::Single), &[1, 2]);
+    host.pass(ms(500));
+    host.dead.insert(2);
+    host.addresses = vec![2];
+    host.tell_addresses();
+    host.pass(ms(1000));
+    assert!(host.shape().contains(&(1, 1, false)));
+    host.dead.clear();
+    host.pass(ms(1000));
+    assert_eq!(host.shape(), [(2, 1, false)]);
+}
+
+#[test]
+fn a_silent_path_is_given_up_within_half_a_second_and_back_within_three() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(Duration::from_secs(10));
+    host.dead.insert(2);
+    let died = host.now;
+    host.pass(ms(500));
+    assert!(matches!(host.since(died)[0], Action::Withdraw { id: AddrId(1), .. }), "{:?}", host.since(died));
+    host.pass(Duration::from_secs(30));
+    let attempts = host.since(died).iter().filter(|a| matches!(a, Action::Create { .. })).count();
+    assert!((10..=22).contains(&attempts), "{attempts}");
+    host.dead.clear();
+    host.pass(ms(3000));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn attempts_become_rarer_the_longer_a_path_is_down() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(Duration::from_secs(10));
+    host.dead.insert(2);
+    host.pass(Duration::from_secs(3600));
+    let at = host.now;
+    host.pass(Duration::from_secs(600));
+    let attempts = host.since(at).iter().filter(|a| matches!(a, Action::Create { .. })).count();
+    assert!((15..=21).contains(&attempts), "{attempts}");
+}
+
+#[test]
+fn the_only_path_is_never_given_up() {
+    let mut host = Host::new(config(Kind::Fullmesh), &[1]);
+    host.dead.insert(1);
+    host.rest();
+    assert_eq!(host.actions, []);
+    assert_eq!(host.shape(), [(1, 1, false)]);
+}
+
+#[test]
+fn when_all_paths_are_silent_none_is_given_up() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(Duration::from_secs(10));
+    let at = host.now;
+    host.dead = [1, 2].into();
+    host.rest();
+    assert_eq!(host.since(at), Vec::<&Action>::new());
+}
+
+/// The receiver of data sees no data that is stuck. It asks the path itself.
+#[test]
+fn a_receiver_finds_a_silent_path_by_a_handshake() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    host.dead.insert(1);
+    let died = host.now;
+    host.pass(ms(1500));
+    let asked = matches!(
+        host.since(died)[..],
+        [Action::Create { backup: true, .. }, Action::Withdraw { id: AddrId(0), .. }, ..]
+    );
+    assert!(asked, "{:#?}", host.since(died));
+    assert_eq!(host.subflows.iter().filter(|s| s.state == State::Open).count(), 1);
+    host.pass(Duration::from_secs(30));
+    host.dead.clear();
+    host.pass(ms(3000));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn a_path_that_the_peer_does_not_use_is_asked_and_kept() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    let at = host.now;
+    let ports: BTreeSet<u16> = host.subflows.iter().map(|s| s.local.port()).collect();
+    for _ in 0..600 {
+        let before: Vec<_> = host.subflows.iter().map(|s| s.received).collect();
+        host.pass(ms(100));
+        // The peer sends nothing over network 1.
+        for (s, received) in host.subflows.iter_mut().zip(before) {
+            if network(s.local.ip()) == 1 {
+                s.received = received;
+            }
+        }
+    }
+    host.pass(ms(100));
+    assert_eq!(host.subflows.iter().map(|s| s.local.port()).collect::<BTreeSet<_>>(), ports);
+    let asked = host.since(at).iter().filter(|a| matches!(a, Action::Create { .. })).count();
+    assert!((1..=3).contains(&asked), "{asked}");
+}
+
+#[test]
+fn a_metered_interface_is_a_backup_and_one_that_is_not_to_be_used_is_not() {
+    let mut rules = config(Kind::Fullmesh);
+    let interface = |name: &str, r#use, metered| Interface { name: name.into(), r#use, metered };
+    rules.interface = vec![interface("eth2", true, true), interface("eth3*", false, false)];
+    let mut host = Host::new(rules, &[1, 2, 3]);
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, true)]);
+}
+
+#[test]
+fn a_subflow_that_is_reset_again_and_again_is_opened_ever_more_rarely() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    for _ in 0..6000 {
+        host.pass(ms(100));
+        host.subflows.retain(|s| s.state == State::Opening || network(s.local.ip()) == 1);
+    }
+    let attempts = host.actions.iter().filter(|(_, a)| matches!(a, Action::Create { .. })).count();
+    assert!((8..=20).contains(&attempts), "{attempts}");
+}
+
+#[test]
+fn a_refused_attempt_is_repeated_ever_more_rarely_until_the_address_comes_anew() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1]);
+    host.refuses = true;
+    host.happens(Happening::Gains(2));
+    host.pass(Duration::from_secs(3600));
+    assert!((20..=160).contains(&host.actions.len()), "{}", host.actions.len());
+    host.refuses = false;
+    host.addresses = vec![1];
+    host.tell_addresses();
+    host.addresses = vec![1, 2];
+    host.tell_addresses();
+    host.pass(ms(300));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn a_restart_changes_nothing_that_is_as_it_should_be() {
+    for kind in [Kind::Fullmesh, Kind::Ndiffports, Kind::PrimaryBackup, Kind::Single, Kind::Aggregate] {
+        let mut host = Host::new(config(kind), &[1, 2, 3]);
+        host.look();
+        host.announce(2);
+        host.pass(ms(5000));
+        let (shape, at) = (host.shape(), host.now);
+        host.policy = Policy::new(config(kind));
+        host.tell_addresses();
+        host.pass(ms(10_000));
+        assert_eq!((host.shape(), host.since(at)), (shape, vec![]), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_server_opens_nothing_and_announces_what_it_may() {
+    let mut rules = config(Kind::Fullmesh);
+    rules.default.announce = true;
+    let mut policy = Policy::new(rules);
+    let host = Host::new(config(Kind::Fullmesh), &[1]);
+    let mut subflow = host.subflows[0].clone();
+    subflow.ours = false;
+    let seen = Seen {
+        token: TOKEN,
+        ours: false,
+        local: subflow.local,
+        remote: remote(1),
+        identity: Identity::default(),
+        subflows: vec![subflow],
+    };
+    assert_eq!(policy.on_event(ms(0), Event::Addresses(vec![local(1), local(2)])), []);
+    let actions = policy.on_event(ms(0), Event::Connections(vec![seen.clone()]));
+    assert_eq!(actions, [Action::Announce { token: TOKEN, ip: local_ip(2), id: AddrId(1) }]);
+    assert_eq!(policy.on_event(ms(100), Event::Connections(vec![seen.clone()])), []);
+    policy.on_event(ms(200), Event::Addresses(vec![local(1)]));
+    let actions = policy.on_event(ms(200), Event::Connections(vec![seen]));
+    assert_eq!(actions, [Action::Withdraw { token: TOKEN, id: AddrId(1) }]);
+}
+
+#[test]
+fn the_first_rule_that_fits_decides() {
+    let text = r#"
+dead_after = "500ms"
+[default]
+policy = "single"
+[[rule]]
+match = { program = "curl", port = 80 }
+policy = "aggregate"
+[[rule]]
+match = { cgroup = "/a/b" }
+policy = "ndiffports"
+ports = 3
+[[rule]]
+match = { peer = "10.0.1.0/24", uid = 5 }
+policy = "primary-backup"
+order = ["wlan*"]
+"#;
+    let config = Config::from_toml(text, "pm.toml").unwrap();
+    assert_eq!(config.dead_after, ms(500));
+    let kind = |program: &str, cgroup: &str, uid, port| {
+        let identity = Identity { programs: [program.into()].into(), cgroups: [cgroup.into()].into(), uid };
+        config
+            .rule(&identity, "[::ffff:10.0.1.1]:9".parse().unwrap(), SocketAddr::new(remote(1).ip(), port))
+            .policy
+    };
+    assert_eq!(kind("curl", "/", 0, 80), Kind::Aggregate);
+    assert_eq!(kind("curl", "/", 0, 81), Kind::Single);
+    assert_eq!(kind("x", "/a/b/c", 0, 80), Kind::Ndiffports);
+    assert_eq!(kind("x", "/a/bc", 0, 80), Kind::Single);
+    assert_eq!(kind("x", "/", 5, 80), Kind::PrimaryBackup);
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_line_and_key() {
+    for (text, message) in [
+        ("x = 1", "pm.toml:1: x: unknown field `x`"),
+        ("[default]\npolicy = \"mesh\"", "pm.toml:2: default.policy: unknown variant `mesh`"),
+        ("[[rule]]\n[[rule]]\nports = 9", "pm.toml: rule[1].ports: 9 is not 1 to 8"),
+        ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is no time"),
+        ("[default]\nmatch = { port = 1 }", "pm.toml: default.match: "),
+    ] {
+        let error = Config::from_toml(text, "pm.toml").unwrap_err().to_string();
+        assert!(error.starts_with(message), "{error}");
+    }
+}
+
+/// What may happen to a host.
+#[derive(Clone, Debug)]
+enum Happening {
+    Pass(u64),
+    Dies(u8),
+    Returns(u8),
+    Loses(u8),
+    Gains(u8),
+    Reset(usize),
+    Announced(u8),
+    Removed(u8),
+    Refuses(bool),
+    Receives(bool),
+    ClockJumps,
+    Restarts,
+    Changes(Kind, u8, bool),
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        Just(Kind::Fullmesh),
+        Just(Kind::Ndiffports),
+        Just(Kind::PrimaryBackup),
+        Just(Kind::Single),
+        Just(Kind::Aggregate),
+    ]
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let n = || 1u8..4;
+    prop_oneof![
+        4 => (1u64..4000).prop_map(Happening::Pass),
+        2 => n().prop_map(Happening::Dies),
+        2 => n().prop_map(Happening::Returns),
+        1 => n().prop_map(Happening::Loses),
+        1 => n().prop_map(Happening::Gains),
+        1 => (0usize..8).prop_map(Happening::Reset),
+        1 => n().prop_map(Happening::Announced),
+        1 => n().prop_map(Happening::Removed),
+        1 => any::<bool>().prop_map(Happening::Refuses),
+        1 => any::<bool>().prop_map(Happening::Receives),
+        1 => Just(Happening::ClockJumps),
+        1 => Just(Happening::Restarts),
+        1 => (kind(), 1u8..9, any::<bool>()).prop_map(|(kind, cap, measured)| Happening::Changes(kind, cap, measured)),
+    ]
+}
+
+impl Host {
+    fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Pass(time) => self.pass(ms(time)),
+            Happening::Dies(n) => drop(self.dead.insert(n)),
+            Happening::Returns(n) => drop(self.dead.remove(&n)),
+            Happening::Loses(n) => {
+                self.addresses.retain(|have| *have != n);
+                self.tell_addresses();
+            }
+            Happening::Gains(n) => {
+                self.addresses.retain(|have| *have != n);
+                self.addresses.push(n);
+                self.tell_addresses();
+            }
+            Happening::Reset(at) => {
+                // The last one goes with the connection.
+                if self.subflows.len() > 1 && at < self.subflows.len() && self.usable() > 1 {
+                    self.subflows.remove(at);
+                    self.look();
+                }
+            }
+            Happening::Announced(n) => self.announce(n),
+            Happening::Removed(n) => self.tell(Event::Removed { token: TOKEN, id: AddrId(n) }),
+            Happening::Refuses(refuses) => self.refuses = refuses,
+            Happening::Receives(receives) => self.receives = receives,
+            Happening::ClockJumps => self.now += Duration::from_secs(86_400),
+            Happening::Restarts => {
+                self.policy = Policy::new(self.policy.config().clone());
+                self.tell_addresses();
+            }
+            Happening::Changes(policy, cap, measured) => {
+                let rule = Rule { policy, measured, ..Rule::default() };
+                // Fewer than there are cannot be had at once.
+                let max_subflows = cap.max(self.subflows.len().min(8) as u8);
+                let default = Rule { max_subflows, ..rule };
+                self.tell(Event::Configured(Config { default, ..Config::default() }));
+            }
+        }
+    }
+
+    /// What the policy says there should be.
+    fn is_as_wanted(&self) -> bool {
+        let (shape, rule) = (self.shape(), self.rule());
+        let count = self.addresses.len();
+        let active = shape.iter().filter(|(.., backup)| !backup).count();
+        let cap = usize::from(rule.max_subflows);
+        match rule.policy {
+            Kind::Single => shape.len() == 1 && active == 1,
+            Kind::Ndiffports => shape.len() == cap.min(2) && active == shape.len(),
+            Kind::PrimaryBackup => shape.len() == cap.min(count) && active == 1,
+            Kind::Aggregate => shape.len() == cap.min(count) && active == shape.len(),
+            Kind::Fullmesh => {
+                let remotes: BTreeSet<u8> = shape.iter().map(|(_, to, _)| *to).collect();
+                shape.len() >= cap.min(count) && remotes.contains(&1) && active == shape.len()
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// The asserts in `act` hold all the while: something usable is left, and the bound on subflows is kept.
+    #[test]
+    fn whatever_happens_something_works_and_all_comes_to_rest(
+        first in kind(), happenings in proptest::collection::vec(happening(), 1..60),
+    ) {
+        let mut host = Host::new(config(first), &[1, 2]);
+        host.look();
+        for happening in happenings {
+            host.happens(happening);
+        }
+        (host.refuses, host.receives) = (false, false);
+        host.dead.clear();
+        for n in 1..=3 {
+            host.happens(Happening::Gains(n));
+        }
+        host.rest();
+        let at = host.now;
+        host.pass_by(Duration::from_secs(60), ms(500));
+        prop_assert_eq!(host.since(at), Vec::<&Action>::new(), "no rest");
+        prop_assert!(host.is_as_wanted(), "{:?}: {:#?}", host.rule(), host.shape());
+    }
+}
