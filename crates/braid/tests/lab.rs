@@ -144,9 +144,39 @@ fn sevpn_path_loss_passes() {
 }
 
 #[test]
+fn sevpn_run_passes() {
+    if can_make_tunnels("sevpn_run_passes") {
+        passes("sevpn:run");
+    }
+}
+
+#[test]
+fn openvpn_passes() {
+    if can_make_tunnels("openvpn_passes") {
+        passes("openvpn");
+    }
+}
+
+#[test]
+fn without_braid_run_at_its_client_openvpn_fails() {
+    if can_make_tunnels("without_braid_run_at_its_client_openvpn_fails") {
+        let client = r#""openvpn", "--dev", "tun0", "--proto", "tcp-client""#;
+        let text = with("openvpn", &format!(r#""braid", "run", "--require", {client}"#), client);
+        let text = text.replace(
+            "SF_ESTABLISHED = 1 }\n\n# A line",
+            "SF_ESTABLISHED = 1 }\ntimeout = \"2s\"\n\n# A line",
+        );
+        fails(
+            &text,
+            &["joined", "one-connection", "subflows", "both-carried", "on-lte-alone", "again-on-wifi"],
+        );
+    }
+}
+
+#[test]
 fn without_the_servers_endpoint_sevpn_fails() {
     if can_make_tunnels("without_the_servers_endpoint_sevpn_fails") {
-        let text = with("sevpn", "endpoints = [", "#").replace(
+        let text = with("sevpn", "\nendpoints = [", "\n#").replace(
             "SF_ESTABLISHED = 2 }\n\n[steps.ping",
             "SF_ESTABLISHED = 2 }\ntimeout = \"2s\"\n\n[steps.ping",
         );
