@@ -28,6 +28,7 @@ mod limits;
 mod listen;
 mod man;
 mod monitor;
+mod mptcpify;
 mod primary;
 mod proxy;
 mod run;
@@ -58,6 +59,7 @@ pub struct Cli {
 enum Command {
     Proxy(proxy::Args),
     Run(run::Args),
+    Mptcpify(mptcpify::Args),
     Lb(lb::Args),
     Lab(lab::Args),
     Echo(echo::Args),
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Proxy(args) => proxy::run(args),
         Command::Run(args) => run::run(args),
+        Command::Mptcpify(args) => mptcpify::run(args),
         Command::Lb(args) => lb::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Echo(args) => echo::run(args),

@@ -18,6 +18,7 @@
 //! | `filter` | which system calls are stopped, as BPF |
 //! | `supervisor` | the processes beside the program |
 //! | `answer` | what a stopped call gets |
+//! | [`mptcpify`] | another way, for every program of a host or a control group: BPF |
 //!
 //! The supervisor ends when the last process under the filter has ended. If it is killed, the kernel fails the calls
 //! it would have answered with ENOSYS, and the watcher says so; connections that exist go on.
@@ -25,6 +26,7 @@
 mod answer;
 mod error;
 mod filter;
+pub mod mptcpify;
 mod program;
 mod start;
 mod supervisor;

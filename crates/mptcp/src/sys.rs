@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub mod bpf;
 pub mod device;
 pub mod process;
 pub mod seccomp;

@@ -4,6 +4,7 @@ mod bad_input;
 mod echo;
 mod endpoint;
 mod monitor;
+mod mptcpify;
 mod net;
 mod primary;
 mod run;

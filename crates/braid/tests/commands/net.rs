@@ -31,7 +31,10 @@ impl Net {
     fn bare() -> Self {
         let net = Net(Netns::anonymous().unwrap());
         net.ok("ip link set lo up");
-        mptcp::sysctl::set(&net.0, "net.mptcp.blackhole_timeout", "0").unwrap();
+        // Kernels without it have no memory of paths where MPTCP failed.
+        if mptcp::sysctl::get(&net.0, "net.mptcp.blackhole_timeout").is_ok() {
+            mptcp::sysctl::set(&net.0, "net.mptcp.blackhole_timeout", "0").unwrap();
+        }
         net
     }
 

@@ -1,0 +1,145 @@
+//! BPF programs that change what functions of the kernel return, bpf(2): what aya has no calls for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Kernel's `enum bpf_cmd`, `bpf_map_type`, `bpf_prog_type`, `bpf_attach_type`.
+const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const PROG_LOAD: libc::c_int = 5;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const CGROUP_ARRAY: u32 = 8;
+const TRACING: u32 = 26;
+const MODIFY_RETURN: u32 = 26;
+
+/// One instruction: opcode, registers (destination in the low half), offset and immediate value, as the kernel's
+/// `struct bpf_insn` has them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Instruction {
+    pub opcode: u8,
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
+}
+
+/// Loads `program`, which is to stand before the kernel function that has the number `function` in the kernel's BTF
+/// (`BPF_MODIFY_RETURN`): where it returns something else than 0, the function is not called, and has returned that.
+///
+/// Needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN. EPERM also where the kernel is locked down; EINVAL where the
+/// function may not be changed.
+pub fn load_before(function: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
+    /// `union bpf_attr` for BPF_PROG_LOAD, up to what is needed here.
+    #[repr(C)]
+    struct Attributes {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+        prog_btf_fd: u32,
+        func_info_rec_size: u32,
+        func_info: u64,
+        func_info_cnt: u32,
+        line_info_rec_size: u32,
+        line_info: u64,
+        line_info_cnt: u32,
+        attach_btf_id: u32,
+    }
+    let attributes = Attributes {
+        prog_type: TRACING,
+        insn_cnt: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        insns: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: *b"braid_mptcpify\0\0",
+        prog_ifindex: 0,
+        expected_attach_type: MODIFY_RETURN,
+        prog_btf_fd: 0,
+        func_info_rec_size: 0,
+        func_info: 0,
+        func_info_cnt: 0,
+        line_info_rec_size: 0,
+        line_info: 0,
+        line_info_cnt: 0,
+        attach_btf_id: function,
+    };
+    // SAFETY: the kernel reads `insn_cnt` instructions and the license, a C string; both outlive the call.
+    let fd = unsafe { bpf(PROG_LOAD, &attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts a program of [`load_before`] in its place, for as long as the descriptor is open.
+pub fn attach(program: impl AsFd) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        prog_fd: i32,
+        padding: u32,
+    }
+    // Without a name: where the program was loaded for.
+    let attributes = Attributes { name: 0, prog_fd: program.as_fd().as_raw_fd(), padding: 0 };
+    // SAFETY: no pointer is in it.
+    let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A map that holds one control group, its directory, for `bpf_current_task_under_cgroup()`.
+pub fn cgroup_map(directory: impl AsFd) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    #[repr(C)]
+    struct Update {
+        map_fd: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let create = Create { map_type: CGROUP_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    // SAFETY: no pointer is in it.
+    let fd = unsafe { bpf(MAP_CREATE, &create) }?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    let map = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (key, value) = (0u32, directory.as_fd().as_raw_fd());
+    let update = Update {
+        map_fd: map.as_raw_fd() as u32,
+        padding: 0,
+        key: &raw const key as u64,
+        value: &raw const value as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `key_size` and `value_size` bytes, four each, which outlive the call.
+    unsafe { bpf(MAP_UPDATE_ELEM, &update) }?;
+    Ok(map)
+}
+
+/// bpf(2).
+///
+/// # Safety
+/// `T` begins as `union bpf_attr` does for `command`, and its pointers are good for what `command` does with them.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the kernel reads as many bytes as we say; for the rest see above. None of these commands writes.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
