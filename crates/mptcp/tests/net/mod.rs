@@ -1,11 +1,13 @@
 //! Two hosts in network namespaces of their own, joined by veth pairs.
 #![allow(dead_code)] // each test file uses a part
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use mptcp::features::KernelFeatures;
 use mptcp::info::Status;
 use mptcp::pm::{Event, EventKind, Events, Notice};
 use mptcp::socket::{self, Options};
@@ -115,6 +117,34 @@ pub async fn event(events: &mut Events, what: &str, wanted: impl Fn(&Event) -> b
 /// The next event of `kind`.
 pub async fn event_of(events: &mut Events, kind: EventKind) -> Event {
     event(events, &kind.to_string(), |event| event.kind == kind).await
+}
+
+/// Says that the running kernel lacks what a test is about, past the test harness, which keeps what a passing test
+/// prints. `make kernels` collects these lines.
+pub fn lacking(feature: &str, since: &str) {
+    let line = format!("lacking {feature}: Linux {since} and newer\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+/// Does the kernel count the bytes of a connection?
+pub fn counts_bytes() -> bool {
+    let counts = KernelFeatures::get().byte_counters;
+    if !counts {
+        lacking("byte counters of a connection", "6.5");
+    }
+    counts
+}
+
+/// Does the kernel tell of listeners? Then of this one before its first connection.
+pub async fn tells_of_listeners() -> bool {
+    let a = host();
+    let mut events = Events::subscribe(&a).unwrap();
+    let _connection = connect(&a, &a, "127.0.0.1:0").await;
+    let tells = event(&mut events, "event", |_| true).await.kind == EventKind::ListenerCreated;
+    if !tells {
+        lacking("LISTENER_CREATED, LISTENER_CLOSED", "6.2");
+    }
+    tells
 }
 
 /// A process, killed when dropped.
