@@ -7,6 +7,7 @@
 
 mod contestants;
 mod load;
+mod sockets;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,7 +34,7 @@ struct Args {
     #[arg(long, default_value_t = 5000)]
     idle: usize,
     /// Only these tables
-    #[arg(long, value_delimiter = ',', default_value = "bulk,conversations,idle,shaped")]
+    #[arg(long, value_delimiter = ',', default_value = "bulk,conversations,idle,shaped,sockets")]
     only: Vec<Kind>,
     /// Only contestants whose names contain this; may be given several times
     #[arg(long, default_value = "")]
@@ -44,6 +45,9 @@ struct Args {
     /// The braid program [default: the one beside this program]
     #[arg(long)]
     braid: Option<PathBuf>,
+    /// What this program is started with by itself: make TCP sockets and print what one takes
+    #[arg(long, hide = true, value_name = "PROTOCOL")]
+    make_sockets: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -52,6 +56,7 @@ enum Kind {
     Conversations,
     Idle,
     Shaped,
+    Sockets,
 }
 
 impl Kind {
@@ -61,6 +66,7 @@ impl Kind {
             Kind::Bulk => &["GB/s", "CPU-s per GB"],
             Kind::Conversations => &["connections per second", "p50 ms", "p99 ms", "CPU-ms per connection"],
             Kind::Idle => &["KiB per idle connection"],
+            Kind::Sockets => &["us per socket"],
             Kind::Shaped => &["share of 2 x 200 Mbit/s", "CPU-s per GB"],
         }
     }
@@ -72,8 +78,20 @@ impl Kind {
             Kind::Idle => {
                 "Memory of both proxies (PSS) while connections are idle, each after 64 bytes each way"
             }
+            Kind::Sockets => "A socket made and closed, 10,000 times",
             Kind::Shaped => "Bulk transfer over two paths of 200 Mbit/s each, Ethernet headers counted",
         }
+    }
+}
+
+impl Args {
+    fn braid(&self) -> Result<PathBuf> {
+        let braid = match &self.braid {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("braid"),
+        };
+        ensure!(braid.exists(), "{} is not there: cargo build --release -p braid", braid.display());
+        Ok(braid)
     }
 }
 
@@ -82,6 +100,10 @@ const SHAPED_SUM: f64 = 400e6;
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(protocol) = args.make_sockets {
+        println!("{}", sockets::make(protocol)?);
+        return Ok(());
+    }
     lab::privilege::enter()?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -89,6 +111,10 @@ fn main() -> Result<()> {
     let _inside = runtime.enter();
     println!("{}", machine(&args)?);
     for &kind in &args.only {
+        if kind == Kind::Sockets {
+            table_of_sockets(&args)?;
+            continue;
+        }
         // By contestant, then by round, then by column.
         let entrants: Vec<&Contestant> = CONTESTANTS
             .iter()
@@ -125,11 +151,7 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
         }
     }
     let lab = Lab::build(&scenario).await?;
-    let braid = match &args.braid {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("braid"),
-    };
-    ensure!(braid.exists(), "{} is not there: cargo build --release -p braid", braid.display());
+    let braid = args.braid()?;
 
     let (mut proxies, source, ends) = match contestant.way {
         Way::Direct { from, protocol, to } => {
@@ -169,6 +191,7 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
                 |q: f64| took.get((took.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN) * 1e3;
             vec![took.len() as f64 / args.seconds, quantile(0.5), quantile(0.99), each]
         }
+        Kind::Sockets => unreachable!("has a table of its own"),
         Kind::Idle => {
             let before = memory(&proxies);
             // Ten thousand processes would measure the machine's patience.
@@ -214,6 +237,22 @@ fn spread(values: impl Iterator<Item = f64>) -> String {
     }
     let places = if median >= 100.0 { 0 } else { 2 };
     format!("{median:.places$} ({least:.places$} to {greatest:.places$})")
+}
+
+fn table_of_sockets(args: &Args) -> Result<()> {
+    let braid = args.braid()?;
+    let mut results = sockets::WAYS.map(|_| Vec::new());
+    for _ in 0..args.rounds {
+        for ((_, prefix, protocol), results) in sockets::WAYS.into_iter().zip(&mut results) {
+            results.push(sockets::measure(prefix, protocol, &braid)?);
+        }
+    }
+    println!("\n## {}\n\n| | us per socket | of alone |\n|---|---|---|", Kind::Sockets.title());
+    for ((name, ..), rounds) in sockets::WAYS.iter().zip(&results) {
+        let shares = rounds.iter().zip(&results[0]).map(|(time, alone)| time / alone);
+        println!("| {name} | {} | {} |", spread(rounds.iter().copied()), spread(shares));
+    }
+    Ok(())
 }
 
 /// What was measured where, and how to do it again.

@@ -11,6 +11,8 @@ use libc::{
 };
 use mptcp::sys::seccomp::Instruction;
 
+use crate::options::SocketOption;
+
 /// `AUDIT_ARCH_*` of the system calls of this processor's own programs. 32-bit programs on a 64-bit kernel have
 /// another one, and x32 programs numbers of their own: neither is stopped.
 const ARCH: u32 = if cfg!(target_arch = "x86_64") {
@@ -56,6 +58,21 @@ pub fn socket() -> Trap {
             Condition { mask: TYPE, ..Condition::new(1, &[libc::SOCK_STREAM]) },
             Condition::new(2, &[0, libc::IPPROTO_TCP]),
         ],
+    }
+}
+
+/// Each of these calls.
+pub fn every(call: libc::c_long) -> Trap {
+    Trap { call, conditions: Vec::new() }
+}
+
+/// Calls that set one of `options`, which are of one level.
+pub fn setsockopt(options: &[SocketOption]) -> Trap {
+    let levels: Vec<i32> = options.iter().map(|option| option.level).take(1).collect();
+    let numbers: Vec<i32> = options.iter().map(|option| option.number).collect();
+    Trap {
+        call: libc::SYS_setsockopt,
+        conditions: vec![Condition::new(1, &levels), Condition::new(2, &numbers)],
     }
 }
 

@@ -18,18 +18,24 @@
 //! | `filter` | which system calls are stopped, as BPF |
 //! | `supervisor` | the processes beside the program |
 //! | `answer` | what a stopped call gets |
+//! | `caller` | what can be looked at of the one who called |
+//! | `options` | socket options: which MPTCP refuses, and copying them |
+//! | [`report`] | what became of the sockets |
 //! | [`mptcpify`] | another way, for every program of a host or a control group: BPF |
 //!
 //! The supervisor ends when the last process under the filter has ended. If it is killed, the kernel fails the calls
 //! it would have answered with ENOSYS, and the watcher says so; connections that exist go on.
 
 mod answer;
+mod caller;
 mod error;
 mod filter;
 pub mod mptcpify;
+mod options;
 mod program;
+pub mod report;
 mod start;
 mod supervisor;
 
 pub use error::{Error, Result};
-pub use start::{Plan, run};
+pub use start::{Plan, Role, run};

@@ -8,15 +8,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use mptcp::socket::Protocol;
-use mptcp::sys::{process, seccomp};
+use mptcp::sys::process;
+use mptcp::sys::seccomp::{self, Instruction};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, ipproto,
     sendmsg, socket_with,
 };
 
-use crate::answer::{Rules, mptcp_socket};
+use crate::answer::Rules;
+use crate::report::ReportTo;
 use crate::supervisor::{self, Ready};
-use crate::{Error, Result, filter, program};
+use crate::{Error, Result, filter, options, program};
 
 /// What to run, and how.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,30 @@ pub struct Plan {
     pub require: bool,
     /// Programs whose sockets stay TCP: names as in `/proc/PID/comm`, or of their files.
     pub exclude: Vec<String>,
+    /// Only sockets that listen, or only those that connect.
+    pub only: Option<Role>,
+    /// Only sockets that listen on one of these ports, or connect to one. Empty: all.
+    pub ports: Vec<u16>,
+    /// Programs whose sockets become TCP ones when they ask for an option that MPTCP sockets refuse.
+    pub compat: Vec<String>,
+    /// Tell what became of the sockets, when the program ends and on SIGUSR1.
+    pub report: Option<ReportTo>,
+}
+
+/// What a socket is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It listens.
+    Server,
+    /// It connects.
+    Client,
+}
+
+impl Plan {
+    /// The program, for messages.
+    pub(crate) fn name(&self) -> String {
+        self.program.display().to_string()
+    }
 }
 
 /// Becomes the program; returns only if it could not. `note` tells the user what they should know, in one line each.
@@ -63,11 +89,14 @@ fn start(plan: &Plan, note: fn(&dyn Display)) -> Result<std::convert::Infallible
                 }
                 note(&format_args!("{name} is a 32-bit program: its sockets stay TCP"));
             }
-            let supervisor = supervisor::start(
-                Rules { name: name.to_string(), require: plan.require, exclude: plan.exclude.clone() },
-                note,
-            )?;
-            supervise(supervisor, || {
+            let refused = match plan.report.is_some() || !plan.compat.is_empty() {
+                true => options::refused().map_err(Error::system("probe the options of sockets"))?,
+                false => Vec::new(),
+            };
+            let rules = Rules { plan: plan.clone(), refused };
+            let filter = filter::assemble(&rules.traps());
+            let supervisor = supervisor::start(rules, note)?;
+            supervise(supervisor, &filter, || {
                 if program::is_setuid(&path) {
                     note(&format_args!(
                         "{name} runs without the rights of its file's owner (setuid needs CAP_SYS_ADMIN here)"
@@ -92,13 +121,16 @@ const TOO_OLD: Error = Error::Unsupported(
 );
 
 /// Puts this process under the filter, with `supervisor` to answer.
-fn supervise(mut supervisor: UnixStream, on_no_new_privs: impl FnOnce()) -> Result<()> {
-    let filter = filter::assemble(&[filter::socket()]);
-    let listener = match seccomp::install(&filter) {
+fn supervise(
+    mut supervisor: UnixStream,
+    filter: &[Instruction],
+    on_no_new_privs: impl FnOnce(),
+) -> Result<()> {
+    let listener = match seccomp::install(filter) {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
             on_no_new_privs();
             nix::sys::prctl::set_no_new_privs().map_err(Error::system("set no_new_privs"))?;
-            seccomp::install(&filter)
+            seccomp::install(filter)
         }
         result => result,
     };
@@ -132,12 +164,12 @@ fn unavailable() -> Option<String> {
     if Protocol::default() == Protocol::Tcp {
         return Some("MPTCP is off by BRAID_MPTCP=0".into());
     }
-    match mptcp_socket(AddressFamily::INET, SocketFlags::CLOEXEC) {
+    match socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP)) {
         Ok(_) => None,
         Err(error) => Some(match error.raw_os_error() {
-            Some(libc::ENOPROTOOPT) => "MPTCP is switched off here (net.mptcp.enabled=0)".into(),
-            Some(libc::EPROTONOSUPPORT | libc::EINVAL) => "this kernel has no MPTCP (CONFIG_MPTCP)".into(),
-            _ => format!("no MPTCP socket can be made here ({error})"),
+            libc::ENOPROTOOPT => "MPTCP is switched off here (net.mptcp.enabled=0)".into(),
+            libc::EPROTONOSUPPORT | libc::EINVAL => "this kernel has no MPTCP (CONFIG_MPTCP)".into(),
+            _ => format!("no MPTCP socket can be made here: {}", io::Error::from(error)),
         }),
     }
 }

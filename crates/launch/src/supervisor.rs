@@ -9,13 +9,14 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use mptcp::sys::{process, seccomp};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, getpid, setsid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -36,11 +37,12 @@ pub enum Ready {
 /// Starts watcher and supervisor for the calling process. They wait for a listener over the returned connection, and
 /// answer with one byte, a [`Ready`].
 pub fn start(rules: Rules, note: fn(&dyn Display)) -> Result<UnixStream> {
-    let main = open_process(getpid()).map_err(Error::system("open this process"))?;
+    let pid = getpid();
+    let main = open_process(pid).map_err(Error::system("open this process"))?;
     let (near, far) = UnixStream::pair().map_err(Error::system("make a socket pair"))?;
     // Two forks, and an end between them: a program that waits for its children must not find any.
     let between = process::fork_with(move || {
-        u8::from(process::fork_with(move || exit_code(watch(main, far, rules, note))).is_err())
+        u8::from(process::fork_with(move || exit_code(watch((pid, main), far, rules, note))).is_err())
     });
     let between = between.map_err(Error::system("start the supervisor"))?;
     match waitpid(between, None) {
@@ -55,7 +57,12 @@ fn exit_code(result: io::Result<()>) -> u8 {
 }
 
 /// The watcher's life: starts the supervisor, and says it if that was killed while the program still ran.
-fn watch(main: OwnedFd, far: UnixStream, rules: Rules, note: fn(&dyn Display)) -> io::Result<()> {
+fn watch(
+    (main_pid, main): (Pid, OwnedFd),
+    far: UnixStream,
+    rules: Rules,
+    note: fn(&dyn Display),
+) -> io::Result<()> {
     setsid()?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     chdir("/")?;
@@ -63,8 +70,9 @@ fn watch(main: OwnedFd, far: UnixStream, rules: Rules, note: fn(&dyn Display)) -
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     drop(null);
-    let (name, main_of_supervisor) = (rules.name.clone(), main.try_clone()?);
-    let pid = process::fork_with(move || exit_code(supervise(main_of_supervisor, far, rules)))?;
+    let (name, main_of_supervisor) = (rules.plan.name(), main.try_clone()?);
+    let pid =
+        process::fork_with(move || exit_code(supervise((main_pid, main_of_supervisor), far, rules, note)))?;
     let supervisor = open_process(pid)?;
     process::close_all_but(&[main.as_fd(), supervisor.as_fd()]);
     let program_has_ended = wait_for([&main, &supervisor])? == [true, false];
@@ -82,33 +90,55 @@ fn watch(main: OwnedFd, far: UnixStream, rules: Rules, note: fn(&dyn Display)) -
 }
 
 /// The supervisor's life: answers until no process is left to ask.
-fn supervise(main: OwnedFd, mut far: UnixStream, rules: Rules) -> io::Result<()> {
-    process::close_all_but(&[main.as_fd(), far.as_fd()]);
+fn supervise(
+    (main_pid, main): (Pid, OwnedFd),
+    mut far: UnixStream,
+    rules: Rules,
+    note: fn(&dyn Display),
+) -> io::Result<()> {
+    let report_wanted = rules.plan.report.is_some();
+    let report_to = rules.plan.report.as_ref().map(|report| report.file.as_fd());
+    let keep: Vec<BorrowedFd<'_>> = [main.as_fd(), far.as_fd()].into_iter().chain(report_to).collect();
+    process::close_all_but(&keep);
+    drop(keep);
     let Some(listener) = receive_listener(&far)? else { return Ok(()) };
     if !can_answer(&listener)? {
         return far.write_all(&[Ready::KernelTooOld as u8]);
     }
     seccomp::wake_on_same_processor(&listener);
-    let answers = Answers::new(rules)?;
+    let usr1 = SignalFd::with_flags(&Signal::SIGUSR1.into(), SfdFlags::SFD_CLOEXEC)?;
+    let mut answers = Answers::new(rules, main_pid.as_raw())?;
+    if report_wanted {
+        note(&format_args!("for a report on the way: kill -USR1 {}", getpid()));
+    }
     far.write_all(&[Ready::Yes as u8])?;
     drop(far);
 
     let mut main = Some(main);
     loop {
-        let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(usr1.as_fd(), PollFlags::POLLIN),
+        ];
         fds.extend(main.iter().map(|main| PollFd::new(main.as_fd(), PollFlags::POLLIN)));
         poll(&mut fds, PollTimeout::NONE)?;
-        let [calls, program] =
-            [0, 1].map(|n| fds.get(n).and_then(PollFd::revents).unwrap_or(PollFlags::empty()));
+        let [calls, signal, program] =
+            [0, 1, 2].map(|n| fds.get(n).and_then(PollFd::revents).unwrap_or(PollFlags::empty()));
         if calls.contains(PollFlags::POLLIN) {
             if let Some(call) = seccomp::receive(&listener)? {
                 answers.answer(&listener, &call);
             }
         } else if calls.contains(PollFlags::POLLHUP) {
+            answers.report();
             return Ok(());
+        }
+        if signal.contains(PollFlags::POLLIN) {
+            usr1.read_signal()?;
+            answers.report_now();
         }
         if program.contains(PollFlags::POLLIN) {
             main = None;
+            answers.report();
             close_stderr()?;
         }
     }

@@ -116,6 +116,7 @@ impl TcpInfo {
 }
 
 const FLAG_FALLBACK: u32 = 1;
+const FLAG_REMOTE_KEY_RECEIVED: u32 = 1 << 1;
 
 impl Info {
     /// Reads as much of `struct mptcp_info` as `bytes` holds.
@@ -150,6 +151,11 @@ impl Info {
             last_data_recv: u32_at(88),
             last_ack_recv: u32_at(92),
         }
+    }
+
+    /// Was there a connection? A socket that is new or listens has no peer's key.
+    pub fn has_peer(&self) -> bool {
+        self.flags & FLAG_REMOTE_KEY_RECEIVED != 0
     }
 
     /// Did the connection fall back to TCP?

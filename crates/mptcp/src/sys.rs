@@ -43,7 +43,7 @@ pub fn enter_mounts_on_exec(command: &mut Command, file: File, directory: CStrin
 }
 
 /// `getsockopt(2)` into `buffer`; returns how many bytes the kernel wrote.
-pub(crate) fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn getsockopt(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = buffer.len() as libc::socklen_t;
     // SAFETY: `buffer` is writable for `length` bytes and both outlive the call; the kernel writes at most
     // `length` bytes and stores how many it wrote in `length`.
@@ -133,6 +133,22 @@ pub(crate) fn setsockopt(fd: impl AsFd, level: i32, name: i32, value: i32) -> io
             name,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `setsockopt(2)` with what [`getsockopt`] gave for another socket.
+pub fn copy_sockopt(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: `value` is readable for its length and outlives the call. Options that carry a pointer would be read
+    // through it by the kernel, which fails with EFAULT where it leads nowhere.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -1,9 +1,16 @@
 //! `braid run`: any program over MPTCP.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use launch::Role;
+use launch::report::{Report, ReportTo};
 
 use crate::output;
 
@@ -18,30 +25,113 @@ use crate::output;
 #[command(after_help = "\
 Examples:
   braid run curl -O https://example.org/file
-  braid run iperf3 -s
-  braid run --exclude ssh -- make -j 4 download
+  braid run --report iperf3 -c server.example
+  braid run --only server --port 80,443 -- nginx -g 'daemon off;'
+  braid run --exclude ssh,git -- make -j 4 download
   braid run --require openvpn --config client.ovpn")]
 pub struct Args {
-    /// Run nothing where MPTCP is not available, and let no TCP socket take the place of an MPTCP one
-    #[arg(long)]
-    require: bool,
+    /// Only sockets that listen, or only those that connect
+    #[arg(long, value_name = "ROLE")]
+    only: Option<Only>,
+    /// Only sockets that listen on these ports, or connect to them
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    port: Vec<u16>,
     /// Leave the sockets of these programs alone: names of children, or of their files
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     exclude: Vec<String>,
+    /// Run nothing where MPTCP is not available, and let no TCP socket take the place of an MPTCP one
+    #[arg(long, conflicts_with_all = ["only", "port"])]
+    require: bool,
+    /// Let the sockets of these programs become TCP ones when they ask for an option that MPTCP refuses
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    compat: Vec<String>,
+    /// Tell at the end and on SIGUSR1 what became of the sockets, on standard error or in FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    report: Option<Option<PathBuf>>,
+    /// Write the report as JSON
+    #[arg(long, requires = "report")]
+    json: bool,
     /// Program and arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Only {
+    Server,
+    Client,
+}
+
 pub fn run(args: Args) -> Result<ExitCode> {
+    let report = args.report.map(|file| report_to(file, args.json)).transpose()?;
     let mut words = args.command.into_iter();
     let plan = launch::Plan {
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
         require: args.require,
         exclude: args.exclude,
+        only: args.only.map(|only| match only {
+            Only::Server => Role::Server,
+            Only::Client => Role::Client,
+        }),
+        ports: args.port,
+        compat: args.compat,
+        report,
     };
     let error = launch::run(&plan, |text| output::note(format_args!("braid: {text}")));
     output::note(format_args!("braid: {error}"));
     Ok(ExitCode::from(error.exit_code()))
+}
+
+fn report_to(file: Option<PathBuf>, json: bool) -> Result<ReportTo> {
+    let anew = file.is_some();
+    let file = match file {
+        Some(path) => File::create(&path).with_context(|| format!("create {}", path.display()))?,
+        None => io::stderr().as_fd().try_clone_to_owned().context("copy standard error")?.into(),
+    };
+    Ok(ReportTo { file: Arc::new(file), anew, render: if json { as_json } else { as_text } })
+}
+
+fn as_json(report: &Report) -> String {
+    // Of names, numbers and addresses, all can be written.
+    serde_json::to_string(report).map(|json| json + "\n").unwrap_or_default()
+}
+
+/// Most pairs of addresses in a text.
+const MOST_PATHS: usize = 10;
+
+fn as_text(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |line: std::fmt::Arguments<'_>| text += &format!("braid: {line}\n");
+    let connections = report.connections;
+    line(format_args!("{}: {} sockets made MPTCP", report.program, report.mptcp_sockets));
+    for (reason, count) in &report.tcp_sockets {
+        line(format_args!("  {count} stayed TCP: {reason}"));
+    }
+    line(format_args!(
+        "  {} connections used MPTCP, {} of them several subflows; {} fell back to TCP; {} were TCP",
+        connections.mptcp, connections.multipath, connections.fallback, connections.tcp
+    ));
+    for path in report.paths.iter().take(MOST_PATHS) {
+        line(format_args!(
+            "  {} - {}: subflows of {} connections",
+            path.local, path.remote, path.connections
+        ));
+    }
+    if report.paths.len() > MOST_PATHS {
+        line(format_args!("  and {} more pairs of addresses", report.paths.len() - MOST_PATHS));
+    }
+    for option in &report.refused_options {
+        let launch::report::RefusedOption { option, program, count, made_tcp } = option;
+        line(format_args!(
+            "  {program} set {option} {count} times, which MPTCP refuses; {made_tcp} became TCP"
+        ));
+    }
+    if !report.fallbacks.is_empty() {
+        line(format_args!("  fallbacks in this network namespace meanwhile:"));
+    }
+    for counter in &report.fallbacks {
+        line(format_args!("  {} {} ({})", counter.name, counter.value, counter.meaning));
+    }
+    text
 }

@@ -578,3 +578,126 @@ fn the_supervisor_ends_with_the_last_process_and_leaves_nothing_behind() {
     assert_eq!(program.wait().code(), Some(0));
     wait_until("the end of the supervisor", || companions(&net).is_empty());
 }
+
+/// Prints the protocols of a listener, of a client of it, and of what it accepts.
+const BOTH_ROLES: &str = "import socket as s
+listener = s.create_server(('127.0.0.1', 8080), reuse_port=True)
+client = s.create_connection(listener.getsockname())
+accepted = listener.accept()[0]
+print(*[socket.getsockopt(s.SOL_SOCKET, s.SO_PROTOCOL) for socket in (listener, client, accepted)],
+      listener.getsockopt(s.SOL_SOCKET, s.SO_REUSEPORT), listener.getsockname() == client.getpeername())";
+
+fn both_roles(net: &Net, options: &str) -> String {
+    let output =
+        net.command(&format!("braid run {options}")).args(["python3", "-c", BOTH_ROLES]).output().unwrap();
+    assert!(output.status.success(), "{options}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn only_and_port_choose_which_sockets_are_mptcp() {
+    let net = Net::new();
+    for (options, protocols) in [
+        ("", "262 262 262"),
+        ("--only server", "262 6 6"),
+        ("--only client", "6 262 6"),
+        ("--port 80,8080", "262 262 262"),
+        ("--port 80", "6 6 6"),
+        ("--port 8080 --only server", "262 6 6"),
+        ("--port 8080 --only client", "6 262 6"),
+        ("--port 8080 --exclude python3", "6 6 6"),
+    ] {
+        assert_eq!(both_roles(&net, options), format!("{protocols} 1 True\n"), "{options}");
+    }
+}
+
+#[test]
+fn a_socket_that_is_polled_before_it_connects_is_left_alone() {
+    let net = Net::new();
+    let script = "import select, socket as s
+listener = s.create_server(('127.0.0.1', 8080))
+client = s.socket()
+poll = select.epoll()
+poll.register(client, select.EPOLLOUT | select.EPOLLET)
+poll.poll()
+client.setblocking(False)
+client.connect_ex(('127.0.0.1', 8080))
+print(poll.poll(20), client.getsockopt(s.SOL_SOCKET, s.SO_PROTOCOL))";
+    let output = net.command("braid run --port 8080 python3 -c").arg(script).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "[(4, 4)] 6\n", "{output:?}");
+}
+
+#[test]
+fn the_report_tells_what_became_of_the_sockets() {
+    let net = Net::new();
+    let dir = tempfile::tempdir().unwrap();
+    let report = |command: &mut Command| -> serde_json::Value {
+        let file = dir.path().join("report");
+        let report = format!("--report={}", file.display());
+        // What counts is that the report is there when the program has ended.
+        let status = net
+            .command("braid run --json")
+            .arg(&report)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .status();
+        assert!(status.unwrap().success());
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+    };
+    let told = report(Command::new("python3").args(["-c", BOTH_ROLES]));
+    assert_eq!(told["mptcp_sockets"], 2);
+    let mptcp = serde_json::json!({"mptcp": 2, "multipath": 0, "fallback": 0, "tcp": 0});
+    assert_eq!(told["connections"], mptcp);
+    let path = serde_json::json!([{"local": "127.0.0.1", "remote": "127.0.0.1", "connections": 2}]);
+    assert_eq!(told["paths"], path);
+
+    // A TCP server, and children that end before the program does.
+    let server = net.0.run(|| TcpListener::bind("10.0.0.1:81")).unwrap().unwrap();
+    let script = "for n in 1 2 3; do python3 -c 'import socket; socket.create_connection((\"10.0.0.1\", 81))'; done; exit 0";
+    let told = report(Command::new("sh").args(["-c", script]));
+    drop(server);
+    let fallen_back = serde_json::json!({"mptcp": 0, "multipath": 0, "fallback": 3, "tcp": 0});
+    assert_eq!((&told["mptcp_sockets"], &told["connections"]), (&3.into(), &fallen_back));
+    assert_eq!(told["fallbacks"][0]["name"], "MPTcpExtMPCapableFallbackSYNACK", "{told}");
+}
+
+#[test]
+fn a_report_on_the_way_comes_on_sigusr1() {
+    let net = Net::new();
+    let mut program = on_demand(&net, "--report");
+    program.write("\n");
+    program.wait_for("262");
+    kill(supervisor(&net), Signal::SIGUSR1).unwrap();
+    program.wait_for_note("braid: python3: 1 sockets made MPTCP");
+    program.write("\n");
+    program.wait_for("262");
+    program.close_stdin();
+    program.wait_for_note("braid: python3: 2 sockets made MPTCP");
+    assert_eq!(program.wait().code(), Some(0));
+}
+
+#[test]
+fn an_option_that_mptcp_refuses_is_reported_and_compat_takes_the_socket_back_to_tcp() {
+    let net = Net::new();
+    let script = "import socket as s
+socket = s.socket()
+socket.setsockopt(s.IPPROTO_TCP, s.TCP_NODELAY, 1)
+socket.bind(('127.0.0.1', 0))
+before = socket.getsockname()
+TCP_REPAIR = 19
+try: socket.setsockopt(s.IPPROTO_TCP, TCP_REPAIR, 0)
+except OSError as error: print(error.strerror)
+print(socket.getsockopt(s.SOL_SOCKET, s.SO_PROTOCOL), socket.getsockopt(s.IPPROTO_TCP, s.TCP_NODELAY))
+print(socket.getsockname() == before, socket.get_inheritable())";
+    for (options, printed, told) in [
+        ("", "Protocol not available\n262 1\nTrue False\n", "0 became TCP"),
+        ("--compat curl", "Protocol not available\n262 1\nTrue False\n", "0 became TCP"),
+        ("--compat python3", "6 1\nTrue False\n", "1 became TCP"),
+    ] {
+        let run = format!("braid run --report {options} -- setpriv --inh-caps=-all python3 -c");
+        let output = net.command(&run).arg(script).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), printed, "{options}: {output:?}");
+        let line = format!("braid:   python3 set TCP_REPAIR 1 times, which MPTCP refuses; {told}\n");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&line), "{output:?}");
+    }
+}

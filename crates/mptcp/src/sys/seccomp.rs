@@ -126,11 +126,31 @@ pub fn answer_with(listener: impl AsFd, id: u64, file: impl AsFd, close_on_exec:
     add(listener, fd)
 }
 
+/// Puts `file` in the place of descriptor `fd` of the caller of `id`, in one step as dup2(2) does. The call still waits
+/// for its answer.
+pub fn put_in_place(
+    listener: impl AsFd,
+    id: u64,
+    file: impl AsFd,
+    fd: i32,
+    close_on_exec: bool,
+) -> io::Result<()> {
+    let fd = libc::seccomp_notif_addfd {
+        id,
+        flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
+        srcfd: file.as_fd().as_raw_fd() as u32,
+        newfd: fd as u32,
+        newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
+    };
+    add(listener, fd)
+}
+
 fn add(listener: impl AsFd, fd: libc::seccomp_notif_addfd) -> io::Result<()> {
     // SAFETY: the kernel reads one `struct seccomp_notif_addfd`, which outlives the call, and writes nothing.
     let result = unsafe {
         libc::ioctl(listener.as_fd().as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const fd)
     };
+    // The number of the descriptor is the caller's affair.
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
