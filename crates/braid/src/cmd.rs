@@ -212,10 +212,12 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-/// Catches the signals `kinds` from now on; the future is ready when one of them has come.
+/// Catches the signals `kinds` from now on; the future is ready when one of them has come. One that was ignored when
+/// the program started, as nohup(1) has it, goes on being ignored.
 fn signalled<const N: usize>(kinds: [SignalKind; N]) -> Result<impl Future<Output = ()> + Unpin> {
+    let ignored = ignored_signals()?;
     let mut signals = Vec::with_capacity(N);
-    for kind in kinds {
+    for kind in kinds.into_iter().filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0) {
         signals.push(signal(kind).context("catch signals")?);
     }
     Ok(std::future::poll_fn(move |context| {
@@ -224,6 +226,13 @@ fn signalled<const N: usize>(kinds: [SignalKind; N]) -> Result<impl Future<Outpu
             false => Poll::Pending,
         }
     }))
+}
+
+/// Signal 1 in the lowest bit.
+fn ignored_signals() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0");
+    u64::from_str_radix(mask.trim(), 16).context("SigIgn of /proc/self/status")
 }
 
 /// What ends a command that runs until it is told to end.

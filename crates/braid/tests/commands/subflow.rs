@@ -255,6 +255,19 @@ fn a_held_port_closes_what_is_no_subflow() {
 }
 
 #[test]
+fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
+    let net = Net::new();
+    let listening =
+        Running::start(net.command("sh -c").arg(format!("trap '' INT; exec {BRAID} listen 10.0.0.1:80")));
+    listening.wait_for("listening on");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", listening.pid())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+    let catches = |signal: nix::libc::c_int| caught >> (signal - 1) & 1 == 1;
+    assert_eq!([catches(nix::libc::SIGINT), catches(nix::libc::SIGTERM)], [false, true]);
+}
+
+#[test]
 fn a_port_is_not_held_where_there_is_no_mptcp() {
     let net = Net::new();
     mptcp::sysctl::set(&net.0, "net.mptcp.enabled", "0").unwrap();
