@@ -2,6 +2,7 @@
 
 mod net;
 
+use mptcp::Netns;
 use mptcp::features::KernelFeatures;
 use mptcp::info::{self, Status};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, EventKind, Events, Limits};
@@ -139,12 +140,22 @@ async fn errors_name_operation_and_address() {
     let busy = listener.local_addr().unwrap();
     let error = socket::listen(busy, &on_a).unwrap_err().to_string();
     assert_eq!(error, format!("listen on {busy}: Address already in use"));
-    drop(listener);
-    let error = socket::connect(busy, &on_a).await.unwrap_err().to_string();
-    assert_eq!(error, format!("connect to {busy}: Connection refused"));
+    let (_held, closed) = refusing(&a);
+    let error = socket::connect(closed, &on_a).await.unwrap_err().to_string();
+    assert_eq!(error, format!("connect to {closed}: Connection refused"));
     let elsewhere = Options { bind: Some("192.0.2.1:0".parse().unwrap()), ..on_a.clone() };
     let error = socket::connect(busy, &elsewhere).await.unwrap_err().to_string();
     assert_eq!(error, "bind to 192.0.2.1:0: Cannot assign requested address");
+}
+
+/// An address that refuses connections: its port is taken, and nobody listens. That a listener was there and was closed
+/// would not do: a child that another test has just forked may hold it a little longer.
+fn refusing(netns: &Netns) -> (socket2::Socket, std::net::SocketAddr) {
+    let held = netns.run(|| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None));
+    let held = held.unwrap().unwrap();
+    held.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    let addr = held.local_addr().unwrap().as_socket().unwrap();
+    (held, addr)
 }
 
 #[tokio::test]
@@ -155,8 +166,8 @@ async fn dial_tries_the_next_address_and_reports_the_last_error() {
     let port = listener.local_addr().unwrap().port();
     let stream = socket::dial(&format!("localhost:{port}"), &options).await.unwrap();
     assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
-    drop(listener);
-    let error = socket::dial(&format!("127.0.0.1:{port}"), &options).await.unwrap_err();
+    let (_held, closed) = refusing(options.netns.as_ref().unwrap());
+    let error = socket::dial(&closed.to_string(), &options).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
     let error = socket::dial("no.such.host.invalid:80", &options).await.unwrap_err().to_string();
     assert!(error.starts_with("resolve no.such.host.invalid:80: "), "{error}");
