@@ -67,20 +67,19 @@ impl Mptcpify {
     /// For every program of the host, in all network namespaces, or for those in the control group (version 2) with the
     /// directory `cgroup` and in groups below it. Sockets that exist already stay what they are.
     pub fn start(cgroup: Option<&Path>) -> Result<Self, Error> {
+        if !may_load() {
+            return Err(Error::Capability);
+        }
         let group = cgroup.map(|path| {
             let map = File::open(path).and_then(bpf::cgroup_map);
             map.map_err(|source| match source.raw_os_error() {
-                Some(libc::EPERM) => Error::Capability,
                 // No directory of a control group.
                 Some(libc::EBADF) => Error::NoCgroup(path.into()),
                 _ => Error::Cgroup { path: path.into(), source: plain(source) },
             })
         });
-        if !may_load() {
-            return Err(Error::Capability);
-        }
-        let function = function()?;
         let group = group.transpose()?;
+        let function = function()?;
         let program = program(group.as_ref().map(AsRawFd::as_raw_fd));
         let refused = |what| move |source| Error::Refused { what, source: plain(source) };
         let program = bpf::load_before(function, &program).map_err(refused("load the BPF program"))?;
