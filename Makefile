@@ -42,7 +42,7 @@ fuzz: ## feeds each parser random bytes for a minute (needs cargo-fuzz and a nig
 	done
 
 kernels: ## what depends on the kernel, under Debian's 6.1 and 6.12 (fetched, emulated; half an hour), for docs/kernel-policy.md
-	@tools/kernels $(KERNELS)
+	@CHECKS="$(CHECKS)" tools/kernels $(KERNELS)
 
 deny: ## licences, advisories and duplicate versions of the dependencies (needs cargo-deny)
 	cargo deny check
