@@ -13,8 +13,10 @@
 //! | [`run`] | the daemon: all of that until a signal |
 //! | [`status`] | what a balancer does, read from its pinned maps |
 //! | [`metrics`] | the same for Prometheus |
+//! | [`agent`] | what a backend needs |
 
 pub mod abi;
+pub mod agent;
 pub mod config;
 mod error;
 pub mod health;

@@ -184,6 +184,68 @@ fn without_the_servers_endpoint_sevpn_fails() {
     }
 }
 
+#[test]
+fn handover_lb_solved_by_hand_passes() {
+    passes("handover-lb:solved");
+}
+
+#[test]
+fn handover_lb_with_braid_lb_passes_by_port_and_by_token() {
+    if can_load_bpf("handover_lb_with_braid_lb_passes_by_port_and_by_token") {
+        passes("handover-lb:braid-ports");
+        passes("handover-lb:braid-token");
+    }
+}
+
+#[test]
+fn handover_lb_as_published_fails_with_every_fault_named() {
+    let (code, stdout, stderr) = User::new().run(&["run", "--json", "handover-lb:broken"]);
+    assert_eq!(code, 1, "{stdout}{stderr}");
+    let verdict: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let rows = verdict["rows"].as_array().unwrap();
+    let failed: Vec<_> =
+        rows.iter().filter(|row| row["pass"] == false).map(|row| row["name"].as_str().unwrap()).collect();
+    for fault in [
+        "first-flow",
+        "added-flows",
+        "both-apps",
+        "LB-takes-answers",
+        "client-limits",
+        "client-endpoints",
+        "app-1-announces",
+        "app-2-announces",
+        "app-1-first-port",
+        "app-2-first-port",
+        "app-1-ARP-care-50-points",
+        "app-2-ARP-care-50-points",
+    ] {
+        assert!(failed.contains(&fault), "{fault} is not named: {stdout}");
+    }
+}
+
+#[test]
+fn handover_lb_without_a_way_for_answers_fails() {
+    let text = with("handover-lb", "nodes.LB.sysctls.\"net.ipv4.conf.all.accept_local\" = 1", "")
+        .replace("time = \"20s\"", "time = \"2s\"");
+    let user = User::new();
+    let file = user.file("handover-lb.toml", &text);
+    let (code, stdout, stderr) = user.run(&["run", "--json", &format!("{file}:solved")]);
+    assert_eq!(code, 1, "{stdout}{stderr}");
+    assert!(stdout.contains("LB owns 10.0.83.1, accept_local: all 0, br0 0"), "{stdout}");
+}
+
+/// Is this root of the machine, and not of a user namespace?
+fn can_load_bpf(test: &str) -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    let can = nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if !can {
+        std::io::stderr()
+            .write_all(format!("skipped {test}: only root of the machine loads BPF programs\n").as_bytes())
+            .unwrap();
+    }
+    can
+}
+
 /// May this process open the TUN/TAP device? On most systems everybody may.
 fn can_make_tunnels(test: &str) -> bool {
     let opened = fs::File::options().read(true).write(true).open("/dev/net/tun");

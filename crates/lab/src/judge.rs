@@ -1,5 +1,7 @@
 //! The verdict: what was expected, beside what was seen.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Connection, Record};
 use crate::scenario::{
-    Counts, EventsExpected, Expectation, SameExpected, Scenario, ShareExpected, StallExpected,
-    SubflowsExpected,
+    Counts, EventsExpected, Expectation, FlowsExpected, SameExpected, Scenario, ShareExpected, StallExpected,
+    SubflowsExpected, WhichFlows,
 };
 use crate::step::Outcome;
 
@@ -101,6 +103,11 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
             Expectation::Subflows(expected) => {
                 (describe_subflows(expected), judge_subflows(expected, record))
             }
+            Expectation::Flows(expected) => (describe_flows(expected), judge_flows(expected, record)),
+            Expectation::Command(expected) => {
+                let unasked = ("not asked".into(), false);
+                (expected.expected.clone(), outcome.answers.get(name).cloned().unwrap_or(unasked))
+            }
             Expectation::Share(expected) => (describe_share(expected), judge_share(expected, record)),
             Expectation::Same(expected) => {
                 (format!("equal SHA-256 of {}", expected.files.join(", ")), judge_same(expected, work))
@@ -166,6 +173,69 @@ fn judge_subflows(expected: &SubflowsExpected, record: &Record) -> (String, bool
             (pairs.join(", "), false)
         }
     }
+}
+
+fn describe_flows(expected: &FlowsExpected) -> String {
+    let which = match expected.which {
+        WhichFlows::All => "all",
+        WhichFlows::First => "the first",
+        WhichFlows::Added => "added ones",
+    };
+    let join = |list: Vec<String>, word: &str| list.join(&format!(" {word} "));
+    let from = expected.from.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let to = expected.to.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut words = vec![which.to_string()];
+    if !from.is_empty() {
+        words.push(format!("from {}", join(from, "and")));
+    }
+    if !to.is_empty() {
+        words.push(format!("to {}", join(to, if expected.every { "and" } else { "or" })));
+    }
+    if expected.same {
+        words.push("(the same for all of a connection)".into());
+    }
+    words.join(" ")
+}
+
+fn judge_flows(expected: &FlowsExpected, record: &Record) -> (String, bool) {
+    let connections = record.connections(&expected.node, expected.during.as_deref());
+    let meant = |connection: &Connection| -> Vec<(SocketAddr, SocketAddr)> {
+        let flows = &connection.subflows;
+        match expected.which {
+            WhichFlows::All => flows.clone(),
+            WhichFlows::First => flows.iter().take(1).copied().collect(),
+            WhichFlows::Added => flows.iter().skip(1).copied().collect(),
+        }
+    };
+    let flows: Vec<Vec<_>> = connections.iter().map(meant).collect();
+    if flows.is_empty() {
+        return ("no connection".into(), false);
+    }
+    let fits = |flows: &Vec<(SocketAddr, SocketAddr)>| {
+        let to = expected.to.is_empty() || flows.iter().all(|(_, to)| expected.to.contains(to));
+        let same = !expected.same || flows.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        let from = expected.from.iter().all(|ip| flows.iter().any(|(from, _)| from.ip() == *ip));
+        !flows.is_empty() && to && same && from
+    };
+    if let Some(odd) = flows.iter().find(|flows| !fits(flows)) {
+        let pairs: Vec<_> = odd.iter().map(|(from, to)| format!("{} -> {to}", from.ip())).collect();
+        let pairs = if pairs.is_empty() { "none".into() } else { pairs.join(", ") };
+        return (format!("a connection with {pairs}"), false);
+    }
+    // How many connections used which ends.
+    let mut ends = BTreeMap::<String, usize>::new();
+    for flows in &flows {
+        let of_one: BTreeSet<_> = flows.iter().map(|(from, to)| format!("{} -> {to}", from.ip())).collect();
+        for end in of_one {
+            *ends.entry(end).or_default() += 1;
+        }
+    }
+    let unused = |to: &&SocketAddr| !flows.iter().flatten().any(|(_, seen)| seen == *to);
+    if let Some(unused) = expected.to.iter().find(unused).filter(|_| expected.every) {
+        return (format!("none to {unused}, in {}", plural(connections.len(), "connection")), false);
+    }
+    let seen: Vec<_> = ends.iter().map(|(end, count)| format!("{end} ({count})")).collect();
+    (seen.join(", "), true)
 }
 
 fn describe_share(expected: &ShareExpected) -> String {

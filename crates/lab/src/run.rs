@@ -37,13 +37,14 @@ pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict,
     lab.reset_links()?;
     let recorder = Recorder::start(lab)?;
     lab.start_processes().await?;
-    let outcome = step::play(lab, &recorder, progress).await;
+    let mut outcome = step::play(lab, &recorder, progress).await;
     progress(Progress::Judging);
     if outcome.failure.is_none() {
         let settled = recorder.wait_for(|record| judge::has_settled(lab.scenario(), record));
         // What has not come by then is missing, and the verdict says so.
         let _ = tokio::time::timeout(SETTLE, settled).await;
     }
+    outcome.answers = step::ask(lab).await?;
     let record = recorder.record().clone();
     let mut verdict = judge::judge(lab.scenario(), &record, &outcome, &lab.work());
     if !verdict.pass {

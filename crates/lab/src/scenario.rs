@@ -373,6 +373,10 @@ pub enum Expectation {
     Events(EventsExpected),
     /// Which subflows there were.
     Subflows(SubflowsExpected),
+    /// Where the connections' subflows went, as a whole.
+    Flows(FlowsExpected),
+    /// What a program says.
+    Command(CommandExpected),
     /// How the bytes were spread over links.
     Share(ShareExpected),
     /// Files with equal contents.
@@ -425,6 +429,57 @@ pub struct SubflowsExpected {
     pub during: Option<String>,
     /// `"10.0.0.2 -> 10.0.0.1:4321"`.
     pub pairs: Vec<Pair>,
+}
+
+/// Where the subflows of connections went and came from, where which of several is right depends on the connection. At
+/// least one connection is needed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowsExpected {
+    /// In which namespace, and so from which side.
+    pub node: String,
+    /// Of connections that began during this step only.
+    pub during: Option<String>,
+    /// Which subflows of each connection are meant.
+    #[serde(default)]
+    pub which: WhichFlows,
+    /// Each went to one of these; empty: anywhere.
+    #[serde(default)]
+    pub to: Vec<SocketAddr>,
+    /// Those of one connection went to one and the same of `to`.
+    #[serde(default)]
+    pub same: bool,
+    /// To each of `to` some went.
+    #[serde(default)]
+    pub every: bool,
+    /// Of each connection some came from each of these.
+    #[serde(default)]
+    pub from: Vec<IpAddr>,
+}
+
+/// Which subflows of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhichFlows {
+    /// All of them.
+    #[default]
+    All,
+    /// The one that it was opened with.
+    First,
+    /// The others; there is at least one.
+    Added,
+}
+
+/// What a program says when all steps are done, while the processes still run.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandExpected {
+    /// Where it runs.
+    pub node: String,
+    /// Program and arguments. It ends with exit code 0 if all is as it should be, and prints its evidence.
+    pub command: Vec<String>,
+    /// What is expected, in words, for the verdict.
+    pub expected: String,
 }
 
 /// The two ends of a subflow; a port that is not given may be any.

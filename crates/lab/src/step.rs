@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use crate::process::{Delivery, Process, Watch};
 use crate::record::Recorder;
 use crate::run::Progress;
-use crate::scenario::{Run, Step, Wait};
+use crate::scenario::{Expectation, Run, Step, Wait};
 use crate::{Error, Lab, Result};
 
 /// What came of the steps.
@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
     pub(crate) exits: Vec<(String, i32, Result<i32, String>)>,
     /// How the payload of each saved step arrived.
     pub(crate) deliveries: IndexMap<String, Delivery>,
+    /// What the programs of expectations said, and whether they ended with 0.
+    pub(crate) answers: IndexMap<String, (String, bool)>,
     /// What went wrong apart from that, and in which step; no later step was taken.
     pub(crate) failure: Option<(String, String)>,
 }
@@ -43,6 +45,26 @@ pub(crate) async fn play(lab: &mut Lab, recorder: &Recorder, progress: &dyn Fn(P
     }
     play.end_background().await;
     play.outcome
+}
+
+/// Runs the programs of expectations.
+pub(crate) async fn ask(lab: &Lab) -> Result<IndexMap<String, (String, bool)>> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let mut answers = IndexMap::new();
+    for (name, expectation) in &lab.scenario().expect {
+        let Expectation::Command(asked) = expectation else { continue };
+        let process = lab.run(&asked.node, name, &asked.command, Watch::default()).await?;
+        let answer = match tokio::time::timeout(PATIENCE, process.exit()).await {
+            Ok(status) if status.success() => (process.last_words(), true),
+            Ok(status) => match process.last_words() {
+                words if words.is_empty() => (process.describe(status), false),
+                words => (words, false),
+            },
+            Err(_) => (format!("no answer in {PATIENCE:?}"), false),
+        };
+        answers.insert(name.clone(), answer);
+    }
+    Ok(answers)
 }
 
 struct Play<'l> {

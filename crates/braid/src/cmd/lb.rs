@@ -1,9 +1,12 @@
 //! `braid lb`: the load balancer.
 
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use balancer::agent::{self, Setup};
 use balancer::config::PINS;
 use balancer::status::{Service, Status};
 use balancer::{Config, run};
@@ -45,6 +48,7 @@ pub struct Args {
 enum Command {
     Status(StatusArgs),
     Down(Down),
+    Agent(Agent),
 }
 
 /// Show services, backends, connections, joins and drops
@@ -75,6 +79,35 @@ Examples:
 struct Down {
     #[command(flatten)]
     which: Which,
+}
+
+/// Set up a backend, and undo it at the end
+///
+/// Puts the service's addresses on lo, sees that it does not answer ARP for them, and raises the limit of subflows. With
+/// --join-port it announces them with that port and takes no joins elsewhere; with --tunnel-from it takes the packets
+/// that a balancer sends in packets (tunnel = true).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  braid lb agent --address 10.0.83.1 --interface eth0
+  braid lb agent --address 10.0.83.1 --interface eth0 --join-port 8081
+  braid lb agent --address 10.0.83.1 --interface eth0 --tunnel-from 10.0.90.2")]
+struct Agent {
+    /// An address of the service (repeat it for more)
+    #[arg(long = "address", value_name = "IP", required = true)]
+    addresses: Vec<IpAddr>,
+    /// Interface that the service's packets come in on (repeat it for more)
+    #[arg(long = "interface", value_name = "NAME", required = true)]
+    interfaces: Vec<String>,
+    /// Announce the addresses with this port, for joins
+    #[arg(long, value_name = "PORT")]
+    join_port: Option<NonZeroU16>,
+    /// Most subflows that join a connection
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=8))]
+    subflows: u32,
+    /// A balancer's address, from which packets come in packets (repeat it for more); needs root of the machine
+    #[arg(long, value_name = "IP")]
+    tunnel_from: Vec<IpAddr>,
 }
 
 /// Which pinned balancer.
@@ -111,24 +144,45 @@ pub fn run(args: Args) -> Result<ExitCode> {
             run::down(&which.pins, &which.name()?)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Some(Command::Agent(agent)) => return agent.run(),
         None => {}
     }
-    let file = args.config.context("--config FILE is missing (or a command: status, down)")?;
+    let file = args.config.context("--config FILE is missing (or a command: status, down, agent)")?;
     let load = || Config::load(&file);
     if args.check {
         load()?;
         return Ok(ExitCode::SUCCESS);
     }
     cmd::block_on(async {
-        let ready = |config: &Config| {
-            let told = output::line(format_args!("balancing on {}", config.interfaces.join(", ")));
-            if let Err(error) = told {
-                tracing::debug!(?error, "nobody reads");
-            }
-        };
+        let ready = |config: &Config| say(format_args!("balancing on {}", config.interfaces.join(", ")));
         Ok(run::run(load, ready).await?)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Agent {
+    fn run(self) -> Result<ExitCode> {
+        let setup = Setup {
+            addresses: self.addresses,
+            join_port: self.join_port,
+            subflows: self.subflows,
+            tunnel_from: self.tunnel_from,
+            interfaces: self.interfaces,
+        };
+        let addresses: Vec<String> = setup.addresses.iter().map(ToString::to_string).collect();
+        cmd::block_on(async {
+            let ready = || say(format_args!("taking packets to {}", addresses.join(", ")));
+            Ok(agent::run(&setup, ready).await?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A line for whoever waits for it; nobody has to read it.
+fn say(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = output::line(line) {
+        tracing::debug!(?error, "nobody reads");
+    }
 }
 
 fn status(args: &StatusArgs) -> Result<ExitCode> {

@@ -4,3 +4,4 @@
 mod lifecycle;
 mod net;
 mod steering;
+mod tunnel;

@@ -19,9 +19,11 @@ use lab::{Lab, Scenario};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 use mptcp::socket::{self, Options};
 use mptcp::{Netns, counters, diag};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 const BRAID: &str = env!("CARGO_BIN_EXE_braid");
 /// Only a failing test waits this long.
@@ -105,6 +107,9 @@ impl Net {
             )
             .unwrap();
         }
+        // Two ends of each connection are in this process.
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
         let scenario = Scenario::parse("lb-test", "lb-test.toml", &text, None).unwrap();
         let lab = Lab::build(&scenario).await.unwrap();
         let mut holder = lab.command("lb", "unshare").unwrap();
@@ -245,13 +250,27 @@ impl Net {
     /// `count` connections of the client to `to`, each having echoed something. A client opens its joins when the
     /// server has acknowledged data.
     pub async fn connect(&self, count: usize, to: &str) -> Vec<TcpStream> {
-        let options = Options { netns: Some(self.lab.netns("client").clone()), ..Options::default() };
         let mut streams = Vec::new();
+        let mut begun = JoinSet::new();
         for _ in 0..count {
-            let mut stream = until("a connection", async || socket::dial(to, &options).await.ok()).await;
-            echo(&mut stream).await;
-            streams.push(stream);
+            if begun.len() == 50 {
+                streams.push(begun.join_next().await.unwrap().unwrap());
+            }
+            let options = Options { netns: Some(self.lab.netns("client").clone()), ..Options::default() };
+            let to = to.to_string();
+            begun.spawn(async move {
+                let give_up = Instant::now() + PATIENCE;
+                let mut stream = loop {
+                    match socket::dial(&to, &options).await {
+                        Ok(stream) => break stream,
+                        Err(error) => assert!(Instant::now() < give_up, "{error}"),
+                    }
+                };
+                echo(&mut stream).await;
+                stream
+            });
         }
+        streams.extend(begun.join_all().await);
         streams
     }
 

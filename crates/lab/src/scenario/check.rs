@@ -234,6 +234,17 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                         )?;
                     }
                 }
+                Expectation::Flows(flows) => {
+                    self.node(&["expect", name, "flows", "node"], &flows.node)?;
+                    self.step(&["expect", name, "flows", "during"], flows.during.as_deref())?;
+                    if flows.to.is_empty() && (flows.every || flows.same || flows.from.is_empty()) {
+                        self.refuse(&["expect", name, "flows"], "expects nothing: give to or from")?;
+                    }
+                }
+                Expectation::Command(asked) => {
+                    self.node(&["expect", name, "command", "node"], &asked.node)?;
+                    self.command(&["expect", name, "command", "command"], &asked.command)?;
+                }
                 Expectation::Share(share) => {
                     self.step(&["expect", name, "share", "during"], Some(&share.during))?;
                     for link in share.at_least.keys() {
