@@ -11,6 +11,7 @@ use balancer::abi::{
     Service, ServiceKey,
 };
 use balancer::config::Tables;
+use balancer::maglev;
 use balancer::plane::{INSPECT, Plane};
 use proptest::prelude::*;
 use wire::key::Key;
@@ -371,6 +372,30 @@ fn a_syn_with_a_forged_source_does_not_move_a_flow() {
     // After a RST the port may be another connection's.
     bench.goes_to(&tcp(CLIENT, VIP, RST, &[]));
     assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[join(Key(2).token())])), 2);
+}
+
+#[test]
+fn two_balancers_that_share_nothing_agree_on_connections_and_on_announced_ports() {
+    let (Some(mut one), Some(mut other)) = (Bench::new(), Bench::new()) else { return };
+    // As the control plane makes it, each from a file with its own order.
+    let places = maglev::ring(RING_SIZE, &[("app-1", 1), ("app-2", 1)]);
+    let ring: Vec<u32> = places.iter().map(|index| [1, 2][*index]).collect();
+    one.0.tables.set_ring(5, &ring).unwrap();
+    let places = maglev::ring(RING_SIZE, &[("app-2", 1), ("app-1", 1)]);
+    let ring: Vec<u32> = places.iter().map(|index| [2, 1][*index]).collect();
+    other.0.tables.set_ring(5, &ring).unwrap();
+    let mut used = [0; 3];
+    for n in 0..300 {
+        let from = format!("10.81.0.10:{}", 2000 + n);
+        let backend = one.goes_to(&tcp(&from, VIP, SYN, &[capable(CapableKeys::None)]));
+        used[backend as usize] += 1;
+        // The router sends what follows to the other: it knows nothing of the flow.
+        assert_eq!(other.goes_to(&tcp(&from, VIP, ACK, &[])), backend);
+        assert_eq!(one.goes_to(&tcp(&from, VIP, ACK, &[])), backend);
+        let join = tcp(&from, "10.83.0.1:8082", SYN, &[join(Token(n))]);
+        assert_eq!((one.goes_to(&join), other.goes_to(&join)), (2, 2));
+    }
+    assert!(used[1] > 100 && used[2] > 100, "{used:?}");
 }
 
 /// Packet too big, unreachable, time exceeded: about what a backend has sent to `client`.
