@@ -29,6 +29,7 @@ mod listen;
 mod man;
 mod monitor;
 mod mptcpify;
+mod pm;
 mod primary;
 mod proxy;
 mod run;
@@ -65,6 +66,7 @@ enum Command {
     Echo(echo::Args),
     Show(show::Args),
     Primary(primary::Args),
+    Pm(pm::Args),
     Monitor(monitor::Args),
     Endpoint(endpoint::Args),
     Limits(limits::Args),
@@ -106,6 +108,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Echo(args) => echo::run(args),
         Command::Show(args) => show::run(args),
         Command::Primary(args) => primary::run(args),
+        Command::Pm(args) => pm::run(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Limits(args) => limits::run(args),

@@ -9,10 +9,10 @@ use indexmap::IndexMap;
 use mptcp::pm::EventKind;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Connection, Record};
+use crate::record::{Connection, Record, Sample};
 use crate::scenario::{
-    Counts, EventsExpected, Expectation, FlowsExpected, SameExpected, Scenario, ShareExpected, StallExpected,
-    SubflowsExpected, WhichFlows,
+    Counts, EventsExpected, Expectation, FlowsExpected, ResumedExpected, SameExpected, Scenario,
+    ShareExpected, StallExpected, SubflowsExpected, WhichFlows,
 };
 use crate::step::Outcome;
 
@@ -113,6 +113,7 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
                 (format!("equal SHA-256 of {}", expected.files.join(", ")), judge_same(expected, work))
             }
             Expectation::Stall(expected) => (describe_stall(expected), judge_stall(expected, outcome)),
+            Expectation::Resumed(expected) => (describe_resumed(expected), judge_resumed(expected, record)),
         };
         row(name, expected, seen);
     }
@@ -292,16 +293,58 @@ fn size(work: &Path, file: &str) -> u64 {
 }
 
 fn describe_stall(expected: &StallExpected) -> String {
-    expected.at_most.map_or("any".into(), |most| format!("≤ {} ms", most.as_millis()))
+    let most = expected.at_most.map(|most| format!("≤ {} ms", most.as_millis()));
+    let of = expected.at_most_of.as_ref();
+    let of = of.map(|of| format!("≤ {} of {}'s", percent(of.share.0), of.step));
+    let bounds: Vec<String> = most.into_iter().chain(of).collect();
+    if bounds.is_empty() { "any".into() } else { bounds.join(", ") }
 }
 
 fn judge_stall(expected: &StallExpected, outcome: &Outcome) -> (String, bool) {
-    match outcome.deliveries.get(&expected.step) {
-        Some(delivery) if delivery.bytes > 0 => {
-            let fits = expected.at_most.is_none_or(|most| delivery.stall <= most);
-            (format!("{} ms without a byte", delivery.stall.as_millis()), fits)
+    let stall = |step: &str| {
+        outcome.deliveries.get(step).filter(|delivery| delivery.bytes > 0).map(|delivery| delivery.stall)
+    };
+    let Some(seen) = stall(&expected.step) else { return ("nothing arrived".into(), false) };
+    let fits = expected.at_most.is_none_or(|most| seen <= most);
+    let text = format!("{} ms without a byte", seen.as_millis());
+    match &expected.at_most_of {
+        None => (text, fits),
+        Some(of) => match stall(&of.step) {
+            Some(other) => {
+                let share = seen.as_secs_f64() / other.as_secs_f64();
+                (
+                    format!("{text}, {} of {} ms", percent(share), other.as_millis()),
+                    fits && share <= of.share.0,
+                )
+            }
+            None => (format!("{text}; nothing of {} arrived", of.step), false),
+        },
+    }
+}
+
+/// So many bytes on a link are data.
+const DATA: u64 = 64 * 1024;
+
+fn describe_resumed(expected: &ResumedExpected) -> String {
+    let after = format!("{} carries data after {}", expected.link, expected.after);
+    expected.at_most.map_or(after.clone(), |most| format!("{after} in ≤ {} ms", most.as_millis()))
+}
+
+fn judge_resumed(expected: &ResumedExpected, record: &Record) -> (String, bool) {
+    let ended = record.step(&expected.after).and_then(|step| Some((step.ended?, step.bytes.1.as_ref()?)));
+    let at = record.links.iter().position(|name| *name == expected.link);
+    let (Some((ended, before)), Some(at)) = (ended, at) else {
+        return ("the step did not come to its end".into(), false);
+    };
+    let sum = |bytes: &[[u64; 2]]| bytes.get(at).map_or(0, |both| both[0] + both[1]);
+    let carries = |sample: &&Sample| sample.at > ended && sum(&sample.bytes) >= sum(before) + DATA;
+    match record.samples.iter().find(carries) {
+        // The link's bytes are looked at ten times a second.
+        Some(sample) => {
+            let took = sample.at - ended;
+            (format!("after {} ms", took.as_millis()), expected.at_most.is_none_or(|most| took <= most))
         }
-        _ => ("nothing arrived".into(), false),
+        None => ("not again".into(), expected.at_most.is_none()),
     }
 }
 

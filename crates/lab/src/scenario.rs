@@ -383,6 +383,8 @@ pub enum Expectation {
     Same(SameExpected),
     /// How long nothing arrived.
     Stall(StallExpected),
+    /// How long until a link carried data again.
+    Resumed(ResumedExpected),
 }
 
 /// Numbers of path-manager events by kind.
@@ -559,7 +561,33 @@ pub struct SameExpected {
 pub struct StallExpected {
     /// A step with `save`.
     pub step: String,
-    /// At most so long. Without it the stall is only reported.
+    /// At most so long.
+    #[serde(default, deserialize_with = "quantity::some_time")]
+    pub at_most: Option<Duration>,
+    /// At most this share of the stall of another step: `{ step = "other", share = "33%" }`. Without either the stall is
+    /// only reported.
+    pub at_most_of: Option<StallShare>,
+}
+
+/// A share of another step's stall.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StallShare {
+    /// A step with `save`.
+    pub step: String,
+    /// How much of it.
+    pub share: Share,
+}
+
+/// How long after a step a link carried data: 64 KiB, both directions together, of which handshakes make little.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumedExpected {
+    /// Which link.
+    pub link: String,
+    /// Since the end of this step.
+    pub after: String,
+    /// At most so long. Without it the time is only reported.
     #[serde(default, deserialize_with = "quantity::some_time")]
     pub at_most: Option<Duration>,
 }

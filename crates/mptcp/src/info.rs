@@ -98,6 +98,12 @@ pub struct TcpInfo {
     pub retransmits: u32,
     /// Congestion window in segments.
     pub cwnd: u32,
+    /// Segments sent and not acknowledged.
+    #[serde(skip)]
+    pub unacked: u32,
+    /// Timeouts since the last acknowledgement.
+    #[serde(skip)]
+    pub timeouts: u8,
 }
 
 impl TcpInfo {
@@ -111,6 +117,8 @@ impl TcpInfo {
             bytes_acked: tcp.bytes_acked,
             retransmits: tcp.total_retrans,
             cwnd: tcp.snd_cwnd,
+            unacked: tcp.unacked,
+            timeouts: tcp.retransmits,
         }
     }
 }

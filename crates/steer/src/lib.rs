@@ -1,5 +1,6 @@
 //! Which path a live Multipath TCP connection takes, decided from outside the program that has it.
 
+pub mod daemon;
 mod error;
 pub mod policy;
 pub mod primary;

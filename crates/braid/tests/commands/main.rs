@@ -6,6 +6,7 @@ mod endpoint;
 mod monitor;
 mod mptcpify;
 mod net;
+mod pm;
 mod primary;
 mod run;
 mod show;

@@ -270,6 +270,18 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                     if !self.saves(&stall.step) {
                         self.refuse(&path, format!("{} has no save, so nothing is measured", stall.step))?;
                     }
+                    if let Some(other) = &stall.at_most_of {
+                        let path = ["expect", name, "stall", "at_most_of"];
+                        self.step(&path, Some(&other.step))?;
+                        if !self.saves(&other.step) {
+                            let reason = format!("{} has no save, so nothing is measured", other.step);
+                            self.refuse(&path, reason)?;
+                        }
+                    }
+                }
+                Expectation::Resumed(resumed) => {
+                    self.link(&["expect", name, "resumed", "link"], &resumed.link)?;
+                    self.step(&["expect", name, "resumed", "after"], Some(&resumed.after))?;
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
@@ -22,8 +22,8 @@ pub struct Config {
     pub rule: Vec<Rule>,
     /// What is said of interfaces; the first that matches a name decides.
     pub interface: Vec<Interface>,
-    /// A subflow with data under way of which nothing is acknowledged for so long, though it was sent again, is held
-    /// for dead. Three of its round-trip times, where those are longer.
+    /// A subflow with data under way of which nothing is acknowledged for so long, though it was sent again after a
+    /// timeout, is held for dead; its round-trip time, where that is longer.
     #[serde(deserialize_with = "duration")]
     pub dead_after: Duration,
     /// Serve Prometheus metrics on this address.
@@ -37,14 +37,14 @@ impl Default for Config {
             default: Rule::default(),
             rule: Vec::new(),
             interface: Vec::new(),
-            dead_after: Duration::from_millis(300),
+            dead_after: Duration::from_millis(200),
             metrics: None,
         }
     }
 }
 
 /// Who opens and closes subflows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The daemon, for each connection by its policy.
@@ -91,7 +91,7 @@ impl Default for Rule {
 }
 
 /// Which subflows a connection has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// One between each local address and each address of the peer.

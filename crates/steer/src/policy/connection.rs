@@ -209,6 +209,7 @@ impl Connection {
         actions: &mut Vec<Action>,
     ) {
         let token = self.seen.token;
+        let rule = config.rule(&self.seen.identity, self.seen.local, self.seen.remote);
         for index in 0..self.seen.subflows.len() {
             let subflow = self.seen.subflows[index].clone();
             let (local, remote) = (subflow.local, subflow.remote);
@@ -234,11 +235,16 @@ impl Connection {
                 if sound.iter().any(|s| !of_id(&s)) {
                     tracing::info!(%token, %local, %remote, lost, dead, "subflow given up");
                     // Everything from the address goes with it, here and there.
+                    actions.push(Action::Withdraw { token, id: subflow.local_id });
                     for s in self.seen.subflows.iter_mut().filter(|s| of_id(&&**s)) {
                         s.state = State::Closing;
                         self.paths.entry(path_of(s)).or_default().went(now);
+                        // The kernel tells the peer, but keeps the connection's first address
+                        // (mptcp_userspace_pm_remove_id_zero_address()).
+                        if subflow.local_id == AddrId(0) {
+                            actions.push(Action::Destroy { token, local: s.local, remote: s.remote });
+                        }
                     }
-                    actions.push(Action::Withdraw { token, id: subflow.local_id });
                 } else if dead && sound.iter().any(|s| others(&s)) {
                     self.seen.subflows[index].state = State::Closing;
                     self.paths.entry(path_of(&subflow)).or_default().went(now);
@@ -256,7 +262,11 @@ impl Connection {
             let surplus = place.is_none_or(|place| sound.iter().filter(older).count() >= place.count);
             let wanted_works =
                 sound.iter().filter(others).any(|s| wanted.iter().any(|w| w.is_served_by(s.local, s.remote)));
-            if self.seen.ours && subflow.ours && surplus && wanted_works {
+            // One in the way of what is wanted makes room for it.
+            let in_the_way = place.is_none()
+                && self.total() >= usize::from(rule.max_subflows)
+                && sound.iter().any(|s| others(&s));
+            if self.seen.ours && subflow.ours && surplus && (wanted_works || in_the_way) {
                 self.seen.subflows[index].state = State::Closing;
                 self.paths.entry(path_of(&subflow)).or_default().probe = None;
                 actions.push(Action::Destroy { token, local, remote });

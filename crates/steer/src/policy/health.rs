@@ -60,11 +60,12 @@ impl Health {
     pub(super) fn is_stuck(&self, now: Time, subflow: &Subflow, dead_after: Duration) -> bool {
         subflow.in_flight > 0
             && subflow.timeouts > 0
-            && now.saturating_sub(self.moved) >= patience(subflow, dead_after)
+            // A timeout comes after more than a round-trip time by itself.
+            && now.saturating_sub(self.moved) >= dead_after.max(subflow.rtt)
     }
 }
 
-/// How long a subflow may show no sign of life.
+/// How long a subflow may be silent before its path is asked.
 pub(super) fn patience(subflow: &Subflow, dead_after: Duration) -> Duration {
     dead_after.max(subflow.rtt * 3)
 }

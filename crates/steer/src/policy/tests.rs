@@ -152,7 +152,8 @@ impl Host {
             Action::Destroy { local, remote, .. } => {
                 self.subflows.retain(|s| (s.local, s.remote) != (local, remote));
             }
-            Action::Withdraw { id, .. } => self.subflows.retain(|s| s.local_id != id),
+            // As the kernel: the connection's first address stays.
+            Action::Withdraw { id, .. } => self.subflows.retain(|s| s.local_id != id || id == AddrId(0)),
             Action::SetBackup { local, remote, backup, .. } => {
                 let subflow = self.subflows.iter_mut().find(|s| (s.local, s.remote) == (local, remote));
                 if let Some(subflow) = subflow {

@@ -1,0 +1,306 @@
+//! `braid pm`: real connections, whose subflows come, go and come back; and the daemon's own life.
+
+use std::ops::ControlFlow;
+
+use mptcp::sysctl;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::bad_input::refused;
+use crate::net::{Net, Running, pair, poll};
+
+/// A daemon's namespace, with the directory where it keeps its things.
+struct Host {
+    net: Net,
+    run: tempfile::TempDir,
+}
+
+impl Host {
+    fn new(net: Net) -> Self {
+        Host { net, run: tempfile::tempdir().unwrap() }
+    }
+
+    fn pm(&self, words: &str) -> Running {
+        let daemon = self.net.start(&format!("braid pm --run {} {words}", self.run.path().display()));
+        daemon.wait_for_note("path manager runs");
+        daemon
+    }
+
+    fn file(&self, text: &str) -> String {
+        let path = self.run.path().join("pm.toml");
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn ask(&self, request: &str) -> String {
+        self.net.ok(&format!("braid pm --run {} {request}", self.run.path().display()))
+    }
+
+    /// The local and remote address of each established subflow of the only connection, in order.
+    fn subflows(&self) -> Vec<(String, String)> {
+        let shown: Vec<Value> = serde_json::from_str(&self.net.ok("braid show --json")).unwrap();
+        let subflows = shown.iter().flat_map(|c| c["subflows"].as_array().unwrap());
+        let open = subflows.filter(|s| s["state"] == "ESTAB");
+        let ends = |s: &Value| ["local", "remote"].map(|end| s[end].as_str().unwrap().to_string());
+        let mut ends: Vec<_> = open.map(ends).map(|[a, b]| (a, b)).collect();
+        ends.sort();
+        ends
+    }
+
+    fn wait_for_subflows(&self, count: usize) -> Vec<(String, String)> {
+        poll(&format!("{count} subflows"), || match self.subflows() {
+            subflows if subflows.len() == count => ControlFlow::Break(subflows),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    /// The kind of path manager that new connections get.
+    fn path_manager(&self) -> String {
+        sysctl::get(&self.net.0, "net.mptcp.pm_type").unwrap()
+    }
+}
+
+/// A client with a daemon and a server, on two networks, with one connection.
+fn connected(words: &str) -> (Host, Net, [Running; 3]) {
+    let (client, server) = pair(2);
+    let client = Host::new(client);
+    server.ok("ip mptcp limits set subflows 8");
+    let daemon = client.pm(words);
+    let echo = server.echo_server("0.0.0.0:80");
+    let program = talk(&client.net, "10.0.0.2:80");
+    (client, server, [daemon, echo, program])
+}
+
+fn talk(client: &Net, to: &str) -> Running {
+    let mut program = client.start(&format!("braid echo client --addr {to}"));
+    program.write("hello\n");
+    program.wait_for("recv> hello");
+    program
+}
+
+#[test]
+fn a_subflow_comes_up_from_each_address_and_a_lost_one_comes_back() {
+    let (client, _server, [daemon, _echo, mut program]) = connected("");
+    let subflows = client.wait_for_subflows(2);
+    assert!(subflows[1].0.starts_with("10.0.1.1:"), "{subflows:?}");
+    let port = subflows[1].0.rsplit_once(':').unwrap().1;
+    let token = serde_json::from_str::<Value>(&client.ask("status --json")).unwrap();
+    let token = token["connections"][0]["token"].as_str().unwrap().to_string();
+    client.net.ok(&format!(
+        "braid subflow destroy --token {token} local 10.0.1.1 port {port} remote 10.0.0.2 port 80"
+    ));
+    poll("another subflow", || match client.subflows() {
+        now if now.len() == 2 && now[1].0 != subflows[1].0 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    program.write("still here\n");
+    program.wait_for("recv> still here");
+    drop(daemon);
+}
+
+#[test]
+fn subflows_follow_addresses_and_interfaces() {
+    let (client, _server, [_daemon, _echo, mut program]) = connected("");
+    client.wait_for_subflows(2);
+    client.net.ok("ip address del 10.0.1.1/24 dev eth1");
+    client.wait_for_subflows(1);
+    client.net.ok("ip address add 10.0.1.7/24 dev eth1");
+    assert!(client.wait_for_subflows(2)[1].0.starts_with("10.0.1.7:"));
+    client.net.ok("ip link set eth1 down");
+    client.wait_for_subflows(1);
+    client.net.ok("ip link set eth1 up");
+    client.wait_for_subflows(2);
+    // The connection's first address goes too.
+    client.net.ok("ip address del 10.0.0.1/24 dev eth0");
+    assert!(client.wait_for_subflows(1)[0].0.starts_with("10.0.1.7:"));
+    program.write("moved\n");
+    program.wait_for("recv> moved");
+}
+
+#[test]
+fn killed_it_leaves_all_as_it_is_and_the_next_one_goes_on_and_puts_back_what_was_set() {
+    let (client, _server, [mut daemon, _echo, mut program]) = connected("");
+    let subflows = client.wait_for_subflows(2);
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert_eq!((client.path_manager().as_str(), client.subflows()), ("1", subflows.clone()));
+    let mut daemon = client.pm("");
+    assert_eq!(client.ask("status").lines().count(), 2);
+    assert_eq!(client.subflows(), subflows);
+    client.net.ok("ip address add 10.0.1.8/24 dev eth1");
+    client.wait_for_subflows(3);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(client.path_manager(), "0");
+    program.write("still here\n");
+    program.wait_for("recv> still here");
+}
+
+/// The kernel refuses joins to connections of the userspace path manager while nobody is subscribed to its events. It
+/// counts subscribers of all namespaces (netlink_has_listeners()), so that other programs may hide a missing one.
+#[test]
+fn the_subscription_is_held_while_no_daemon_runs() {
+    let (client, server) = pair(2);
+    let server = Host::new(server);
+    client.ok("ip mptcp limits set subflows 2");
+    let subscribed = || {
+        let sockets = server.net.ok("cat /proc/net/netlink");
+        // Columns: sk, Eth (16 is generic netlink), Pid, Groups, …
+        let of = |line: &str| line.split_whitespace().skip(1).take(3).map(str::to_string).collect::<Vec<_>>();
+        sockets.lines().map(of).any(|f| f[0] == "16" && !f[2].trim_start_matches('0').is_empty())
+    };
+    assert!(!subscribed());
+    let mut daemon = server.pm("");
+    let _echo = server.net.echo_server("0.0.0.0:80");
+    let _program = talk(&client, "10.0.0.2:80");
+    poll("the holder", || if held(&server) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert!(subscribed());
+    client.ok("ip mptcp endpoint add 10.0.1.1 dev eth1 subflow");
+    server.wait_for_subflows(2);
+    // The next one's end ends the holder too.
+    let mut daemon = server.pm("");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    poll(
+        "the holder's end",
+        || if subscribed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) },
+    );
+    let mut daemon = server.pm("--no-holder");
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert!(!subscribed());
+}
+
+/// Has the holder written down who it is, and does it still run?
+fn held(host: &Host) -> bool {
+    let directories = std::fs::read_dir(host.run.path()).unwrap().flatten();
+    let pid =
+        directories.filter_map(|entry| std::fs::read_to_string(entry.path().join("holder")).ok()).next();
+    let pid = pid.filter(|pid| !pid.is_empty());
+    pid.is_some_and(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    })
+}
+
+#[test]
+fn after_lost_events_every_connection_gets_its_subflows() {
+    let (client, server) = pair(2);
+    let client = Host::new(client);
+    server.ok("ip mptcp limits set subflows 8");
+    let daemon = client.pm("--event-buffer 1");
+    let _echo = server.echo_server("0.0.0.0:80");
+    daemon.signal(Signal::SIGSTOP);
+    let programs: Vec<_> = (0..20).map(|_| talk(&client.net, "10.0.0.2:80")).collect();
+    daemon.signal(Signal::SIGCONT);
+    daemon.wait_for_note("events were lost");
+    client.wait_for_subflows(2 * programs.len());
+}
+
+#[test]
+fn a_reload_changes_what_there_is_and_a_wrong_file_changes_nothing() {
+    let (client, server) = pair(2);
+    let client = Host::new(client);
+    server.ok("ip mptcp limits set subflows 8");
+    let file = client.file("[default]\npolicy = \"single\"\n");
+    let daemon = client.pm(&format!("--config {file}"));
+    let _echo = server.echo_server("0.0.0.0:80");
+    let _program = talk(&client.net, "10.0.0.2:80");
+    client.file("[default]\npolicy = \"single\"\n[[rule]]\nmatch = { program = \"braid\" }\npolicy = \"ndiffports\"\nports = 3\n");
+    daemon.signal(Signal::SIGHUP);
+    client.wait_for_subflows(3);
+    client.file("[default]\npolicy = \"sinlge\"\n");
+    let line = format!("braid pm --run {} reload", client.run.path().display());
+    refused(&line, &client.net.output(&line), "default.policy: unknown variant");
+    assert_eq!(client.subflows().len(), 3);
+    client.file("[default]\npolicy = \"single\"\n");
+    client.ask("reload");
+    client.wait_for_subflows(1);
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_without_one_nobody_answers() {
+    let client = Host::new(Net::new());
+    let line = format!("braid pm --run {}", client.run.path().display());
+    let status = format!("{line} status");
+    refused(&status, &client.net.output(&status), "none runs in this namespace");
+    let _daemon = client.pm("");
+    refused(&line, &client.net.output(&line), "a path manager runs in this namespace already");
+    assert_eq!(client.path_manager(), "1");
+}
+
+#[test]
+fn for_the_kernels_path_manager_it_keeps_endpoints_and_limits_right() {
+    let (client, _server) = pair(2);
+    let client = Host::new(client);
+    let file = client.file("mode = \"kernel\"\n[default]\npolicy = \"aggregate\"\nmax_subflows = 4\n[[interface]]\nname = \"eth1\"\nmetered = true\n");
+    let before = client.net.ok("ip mptcp limits");
+    client.net.ok("ip mptcp endpoint add 192.0.2.1 signal");
+    let mut daemon = client.pm(&format!("--config {file}"));
+    let endpoints = || {
+        let shown = client.net.ok("ip mptcp endpoint");
+        shown
+            .lines()
+            .map(|line| {
+                line.split_whitespace()
+                    .filter(|w| w.parse::<u8>().is_err() && *w != "id")
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect::<Vec<_>>()
+    };
+    let with = |line: &str| endpoints().iter().any(|e| e == line);
+    assert!(
+        with("10.0.0.1 subflow dev eth0") && with("10.0.1.1 subflow backup dev eth1"),
+        "{:?}",
+        endpoints()
+    );
+    assert_eq!(client.net.ok("ip mptcp limits").trim(), "add_addr_accepted 4 subflows 4");
+    client.net.ok("ip address del 10.0.1.1/24 dev eth1");
+    poll("the endpoint's end", || {
+        if with("10.0.1.1 subflow backup dev eth1") {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    client.net.ok("ip address add 10.0.1.9/24 dev eth1");
+    poll("the new endpoint", || {
+        if with("10.0.1.9 subflow backup dev eth1") {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert_eq!(
+        (endpoints(), client.net.ok("ip mptcp limits")),
+        (vec!["192.0.2.1 signal".to_string()], before)
+    );
+}
+
+#[test]
+fn metrics_tell_what_it_did() {
+    let (client, server) = pair(2);
+    let client = Host::new(client);
+    server.ok("ip mptcp limits set subflows 8");
+    let file = client.file("metrics = \"127.0.0.1:9464\"\n");
+    let _daemon = client.pm(&format!("--config {file}"));
+    let _echo = server.echo_server("0.0.0.0:80");
+    let _program = talk(&client.net, "10.0.0.2:80");
+    // Each address with each: the IPv6 ones are of another family.
+    client.wait_for_subflows(2);
+    poll("the counters", || {
+        let metrics = client.net.ok("curl -s http://127.0.0.1:9464/metrics");
+        let has = |line: &str| metrics.lines().any(|l| l == line);
+        match has("braid_pm_connections 1")
+            && has("braid_pm_subflows{use=\"active\"} 2")
+            && has("braid_pm_actions_total{action=\"create\"} 1")
+        {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+}

@@ -1,0 +1,353 @@
+//! The path-manager daemon: sees, asks the policy, does what it says. One per network namespace.
+//!
+//! It keeps nothing that cannot be read anew: killed and started again, it goes on where it was. What it changed in
+//! the namespace is written down ([`changed`]) and put back at the end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mptcp::pm::{Address, Client, EndpointFlags, EventKind, Events, Notice};
+use mptcp::{AddrId, Netns, Token, sysctl};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::policy::config::{Config, Mode};
+use crate::policy::{Action, Event, Policy, Seen};
+use crate::{Error, Result};
+
+mod addresses;
+mod changed;
+mod control;
+mod holder;
+mod kernel;
+mod look;
+mod metrics;
+
+pub use control::{Answer, ask};
+pub use holder::hold;
+use metrics::Metrics;
+
+/// What the daemon is told beside the configuration.
+pub struct Options {
+    /// Where it works.
+    pub netns: Netns,
+    /// Where it keeps its control socket and notes; see [`directory`].
+    pub directory: PathBuf,
+    /// Bytes for events that wait to be read.
+    pub event_buffer: usize,
+    /// Leave everything that was set as it is at the end, and the holder with it.
+    pub stay: bool,
+    /// How to start the process that runs [`hold`], without its arguments; `None`: nothing holds the subscription
+    /// while no daemon runs.
+    pub holder: Option<std::process::Command>,
+}
+
+/// The directory of the daemon in `netns`, below `run`.
+pub fn directory(run: &std::path::Path, netns: &Netns) -> Result<PathBuf> {
+    use std::os::fd::AsFd;
+    let stat =
+        nix::sys::stat::fstat(netns.as_fd()).map_err(|e| mptcp::Error::io("identify the namespace", e))?;
+    Ok(run.join(format!("pm-{}", stat.st_ino)))
+}
+
+/// Between two looks while something may go wrong, or right, that no event tells of.
+const BUSY: Duration = Duration::from_millis(50);
+/// Between two looks otherwise.
+const IDLE: Duration = Duration::from_secs(1);
+/// Events that come one after the other are followed by one look.
+const GATHER: Duration = Duration::from_millis(3);
+
+/// Runs the daemon until SIGTERM or SIGINT. `load` reads the configuration, now and at each SIGHUP.
+pub async fn run(options: Options, load: impl Fn() -> Result<Config>) -> Result<()> {
+    let catch = |kind| signal(kind).map_err(|e| Error::from(mptcp::Error::io("catch signals", e)));
+    let (mut hangup, mut terminate) = (catch(SignalKind::hangup())?, catch(SignalKind::terminate())?);
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let config = load()?;
+    let mut control = control::Socket::bind(&options.directory).await?;
+    let mut daemon = Daemon::start(options, config).await?;
+    notify(&[NotifyState::Ready]);
+    let result = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => {
+                let now = NotifyState::monotonic_usec_now().ok();
+                notify(&[&[NotifyState::Reloading], now.as_slice()].concat());
+                if let Err(error) = daemon.reload(&load).await {
+                    tracing::error!(%error, "configuration not reloaded, nothing changed");
+                }
+                notify(&[NotifyState::Ready]);
+            }
+            request = control.next() => match request.what() {
+                control::What::Status => request.answer(daemon.status()).await,
+                control::What::Reload => {
+                    let result = daemon.reload(&load).await.map_err(|error| error.to_string());
+                    request.answer(result.map(|()| "reloaded".into())).await;
+                }
+            },
+            result = daemon.step() => if let Err(error) = result { break Err(error) },
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    daemon.stop().await;
+    result
+}
+
+struct Daemon {
+    options: Options,
+    began: Instant,
+    client: Client,
+    events: Events,
+    changes: addresses::Changes,
+    looker: look::Looker,
+    policy: Policy,
+    changed: changed::Changed,
+    next_look: Instant,
+    metrics: std::sync::Arc<Metrics>,
+    endpoint: Option<metrics::Endpoint>,
+}
+
+impl Daemon {
+    async fn start(mut options: Options, config: Config) -> Result<Self> {
+        let netns = options.netns.clone();
+        let client = Client::connect(&netns).await?;
+        // Subscribed before the first look: nothing happens unseen between the two.
+        let events = Events::subscribe_with_buffer(&netns, options.event_buffer)?;
+        let changes = addresses::Changes::subscribe(&netns)?;
+        let changed = changed::Changed::open(&netns, &options.directory.join("changed.json"))?;
+        if let Some(command) = options.holder.take() {
+            holder::ensure(&options.directory, &netns, command)?;
+        }
+        let mut daemon = Daemon {
+            began: Instant::now(),
+            client,
+            events,
+            changes,
+            looker: look::Looker::default(),
+            policy: Policy::new(config.clone()),
+            changed,
+            next_look: Instant::now(),
+            metrics: std::sync::Arc::default(),
+            endpoint: None,
+            options,
+        };
+        let begun = daemon.begin(&config).await;
+        if let Err(error) = begun {
+            daemon.stop().await;
+            return Err(error);
+        }
+        let mode = config.mode;
+        tracing::info!(
+            netns = netns.name(),
+            ?mode,
+            connections = daemon.policy.tokens().len(),
+            "path manager runs"
+        );
+        Ok(daemon)
+    }
+
+    async fn begin(&mut self, config: &Config) -> Result<()> {
+        self.set_metrics(config).await?;
+        self.take_over(config).await?;
+        self.addresses().await?;
+        self.look().await
+    }
+
+    /// Makes new connections those of the wanted path manager.
+    async fn take_over(&mut self, config: &Config) -> Result<()> {
+        let (kind, number) = match config.mode {
+            Mode::Daemon => ("userspace", "1"),
+            Mode::Kernel => ("kernel", "0"),
+        };
+        // Linux 6.15 and newer; before, the number.
+        match sysctl::get(&self.options.netns, "net.mptcp.path_manager") {
+            Ok(_) => self.changed.sysctl("net.mptcp.path_manager", kind),
+            Err(_) => self.changed.sysctl("net.mptcp.pm_type", number),
+        }
+    }
+
+    async fn set_metrics(&mut self, config: &Config) -> Result<()> {
+        if self.endpoint.as_ref().map(|endpoint| endpoint.asked) != config.metrics {
+            self.endpoint = match config.metrics {
+                Some(addr) => Some(metrics::Endpoint::serve(addr, self.metrics.clone()).await?),
+                None => None,
+            };
+        }
+        Ok(())
+    }
+
+    /// Waits for what comes next, and does what it asks for. Cancel safe but for the requests to the kernel, which do
+    /// not wait.
+    async fn step(&mut self) -> Result<()> {
+        tokio::select! {
+            notice = self.events.next() => {
+                match notice? {
+                    Notice::Event(event) => {
+                        self.metrics.events.inc();
+                        if let Some(told) = told(&event) {
+                            self.tell(told);
+                        }
+                    }
+                    Notice::Overrun => {
+                        self.metrics.overruns.inc();
+                        tracing::warn!("events were lost: looking at everything anew");
+                    }
+                }
+                self.next_look = self.next_look.min(Instant::now() + GATHER);
+            }
+            changed = self.changes.next() => {
+                changed?;
+                self.addresses().await?;
+                self.next_look = Instant::now();
+            }
+            () = sleep_until(self.next_look) => self.look().await?,
+        }
+        Ok(())
+    }
+
+    async fn addresses(&mut self) -> Result<()> {
+        let addresses = addresses::list(&self.options.netns)?;
+        if self.policy.config().mode == Mode::Kernel {
+            kernel::align(&self.client, &mut self.changed, self.policy.config(), &addresses).await?;
+        }
+        self.tell(Event::Addresses(addresses));
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        self.metrics.looks.inc();
+        if self.policy.config().mode == Mode::Kernel {
+            self.next_look = Instant::now() + IDLE;
+            return Ok(());
+        }
+        let with_owners = !self.policy.config().rule.is_empty();
+        let seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
+        self.metrics.saw(&seen);
+        let now = self.began.elapsed();
+        for action in self.policy.on_event(now, Event::Connections(seen.clone())) {
+            self.act(action, &seen).await;
+        }
+        self.next_look = Instant::now() + if self.policy.is_busy() { BUSY } else { IDLE };
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event) {
+        let actions = self.policy.on_event(self.began.elapsed(), event);
+        debug_assert!(actions.is_empty(), "only a look leads to actions");
+    }
+
+    /// Does what the policy says. What the kernel refuses is told to the policy, which asks again when it is time.
+    async fn act(&mut self, action: Action, seen: &[Seen]) {
+        self.metrics.acts(&action);
+        tracing::debug!(?action, "does");
+        let Err(error) = self.request(&action, seen).await else { return };
+        self.metrics.refused.inc();
+        tracing::debug!(%error, "refused");
+        self.tell(Event::Refused(action));
+    }
+
+    async fn request(&self, action: &Action, seen: &[Seen]) -> mptcp::Result<()> {
+        let end = |addr| Address::new(addr, None);
+        match *action {
+            Action::Create { token, local, id, ifindex, remote, backup } => {
+                let flags = if backup { EndpointFlags::BACKUP } else { EndpointFlags::empty() };
+                let local = Address { ip: local, id: Some(id), port: 0, ifindex };
+                self.client.create_subflow(token, local, end(remote), flags).await
+            }
+            Action::Destroy { token, local, remote } => {
+                self.client.destroy_subflow(token, end(local), end(remote)).await
+            }
+            Action::SetBackup { token, local, remote, backup } => {
+                self.client.set_backup(token, end(local), end(remote), backup).await
+            }
+            Action::Announce { token, ip, id } => {
+                self.client.announce(token, Address { ip, id: Some(id), port: 0, ifindex: 0 }).await
+            }
+            Action::Withdraw { token, id } => {
+                let withdrawn = self.client.remove(token, id).await;
+                if withdrawn.is_err() {
+                    // An address that the kernel has no note of, as after a restart: its subflows are closed one by one.
+                    self.destroy(token, id, seen).await;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn destroy(&self, token: Token, id: AddrId, seen: &[Seen]) {
+        let subflows = seen.iter().filter(|seen| seen.token == token).flat_map(|seen| &seen.subflows);
+        for subflow in subflows.filter(|subflow| subflow.local_id == id) {
+            let (local, remote) = (Address::new(subflow.local, None), Address::new(subflow.remote, None));
+            if let Err(error) = self.client.destroy_subflow(token, local, remote).await {
+                tracing::debug!(%error, "refused");
+            }
+        }
+    }
+
+    async fn reload(&mut self, load: impl Fn() -> Result<Config>) -> Result<()> {
+        let result = async {
+            let config = load()?;
+            self.set_metrics(&config).await?;
+            self.take_over(&config).await?;
+            self.tell(Event::Configured(config));
+            self.addresses().await
+        };
+        let result = result.await;
+        self.metrics.reloaded(result.is_ok());
+        // Rules may ask for owners, which nobody did before.
+        self.looker = look::Looker::default();
+        self.next_look = Instant::now();
+        result.inspect(|()| tracing::info!("configuration reloaded"))
+    }
+
+    fn status(&self) -> Answer {
+        let connections: Vec<_> = self
+            .policy
+            .connections()
+            .map(|seen| {
+                let rule = self.policy.config().rule(&seen.identity, seen.local, seen.remote);
+                let subflows = seen.subflows.iter().filter(|s| s.state == crate::policy::State::Open);
+                serde_json::json!({
+                    "token": seen.token,
+                    "peer": seen.remote,
+                    "policy": rule.policy,
+                    "subflows": subflows.clone().count(),
+                    "active": subflows.filter(|s| !s.backup).count(),
+                })
+            })
+            .collect();
+        Ok(serde_json::json!({ "pid": std::process::id(), "mode": self.policy.config().mode, "connections": connections }).to_string())
+    }
+
+    async fn stop(self) {
+        if self.options.stay {
+            return;
+        }
+        holder::end(&self.options.directory);
+        self.changed.restore(&self.client).await;
+    }
+}
+
+/// What an event says beyond that it is time for a look.
+fn told(event: &mptcp::pm::Event) -> Option<Event> {
+    let token = event.token?;
+    let id = event.remote_id;
+    match event.kind {
+        EventKind::Announced => Some(Event::Announced {
+            token,
+            id: id?,
+            ip: event.remote_ip?,
+            port: event.remote_port.filter(|port| *port != 0),
+        }),
+        EventKind::Removed => Some(Event::Removed { token, id: id? }),
+        _ => None,
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "service manager not notified");
+    }
+}
