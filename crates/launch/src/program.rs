@@ -21,7 +21,8 @@ pub fn find(program: &OsStr, search: Option<&OsStr>) -> Result<PathBuf> {
         let path = directory.join(program);
         match executable(&path) {
             Ok(()) if !program.is_empty() => return Ok(path),
-            Err(reason) if reason.raw_os_error() == Some(libc::EACCES) => {
+            // In a directory that may not be searched, nobody knows that there is a program.
+            Err(reason) if reason.raw_os_error() == Some(libc::EACCES) && path.exists() => {
                 refusal = refused(program, &path, reason);
             }
             _ => {}
