@@ -60,6 +60,18 @@ impl Host {
     }
 }
 
+/// A daemon that a test kills leaves its holder, on purpose.
+impl Drop for Host {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.run.path()).into_iter().flatten().flatten() {
+            let pid = std::fs::read_to_string(entry.path().join("holder")).unwrap_or_default();
+            if let Ok(pid) = pid.parse() {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+            }
+        }
+    }
+}
+
 /// A client with a daemon and a server, on two networks, with one connection.
 fn connected(words: &str) -> (Host, Net, [Running; 3]) {
     let (client, server) = pair(2);
