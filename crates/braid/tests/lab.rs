@@ -234,16 +234,65 @@ fn handover_lb_without_a_way_for_answers_fails() {
     assert!(stdout.contains("LB owns 10.0.83.1, accept_local: all 0, br0 0"), "{stdout}");
 }
 
-/// Is this root of the machine, and not of a user namespace?
-fn can_load_bpf(test: &str) -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    let can = nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"]);
-    if !can {
-        std::io::stderr()
-            .write_all(format!("skipped {test}: only root of the machine loads BPF programs\n").as_bytes())
-            .unwrap();
+#[test]
+fn primary_switch_passes() {
+    if can_make_tunnels("primary_switch_passes") && can_capture("primary_switch_passes") {
+        passes("primary-switch");
     }
-    can
+}
+
+#[test]
+fn primary_switch_fast_passes() {
+    if can_make_tunnels("primary_switch_fast_passes") && can_capture("primary_switch_fast_passes") {
+        passes("primary-switch:fast");
+    }
+}
+
+#[test]
+fn without_the_switch_primary_switch_fails() {
+    let test = "without_the_switch_primary_switch_fails";
+    if can_make_tunnels(test) && can_capture(test) {
+        // The command "switches" to where the connection is already.
+        let text = with(
+            "primary-switch",
+            r#"192.168.200.2", "--via", "192.168.200.0/24"]"#,
+            r#"192.168.200.2", "--via", "192.168.100.0/24"]"#,
+        );
+        fails(&text, &["switch", "after", "switch-back"]);
+    }
+}
+
+#[test]
+fn a_switch_of_all_clients_moves_the_other_one_too_and_primary_switch_fails() {
+    let test = "a_switch_of_all_clients_moves_the_other_one_too_and_primary_switch_fails";
+    if can_make_tunnels(test) && can_capture(test) {
+        let text = with(
+            "primary-switch",
+            r#""--peer", "192.168.200.2", "--via", "192.168.200.0/24"]"#,
+            r#""--via", "192.168.200.0/24"]"#,
+        );
+        fails(&text, &["other-stays"]);
+    }
+}
+
+/// Only root of the machine loads BPF programs.
+fn can_load_bpf(test: &str) -> bool {
+    is_root_of_the_machine(test, "only root of the machine loads BPF programs")
+}
+
+/// tcpdump changes its user, and a user namespace may have only one.
+fn can_capture(test: &str) -> bool {
+    is_root_of_the_machine(test, "tcpdump changes its user, and this user namespace has only one")
+}
+
+/// Is this root of the machine, and not of a user namespace?
+fn is_root_of_the_machine(test: &str, reason: &str) -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    let is = nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if !is {
+        std::io::stderr().write_all(format!("skipped {test}: {reason}\n").as_bytes()).unwrap();
+    }
+    is
 }
 
 /// May this process open the TUN/TAP device? On most systems everybody may.

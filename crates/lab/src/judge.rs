@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use indexmap::IndexMap;
 use mptcp::pm::EventKind;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{self, Segment};
 use crate::record::{Connection, Record, Sample};
 use crate::scenario::{
-    Counts, EventsExpected, Expectation, FlowsExpected, ResumedExpected, SameExpected, Scenario,
-    ShareExpected, StallExpected, SubflowsExpected, WhichFlows,
+    CarriedExpected, Counts, EventsExpected, Expectation, FlowsExpected, HandoverExpected, Pair,
+    ResumedExpected, SameExpected, Scenario, ShareExpected, StallExpected, SubflowsExpected, WhichFlows,
 };
 use crate::step::Outcome;
 
@@ -114,6 +116,13 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
             }
             Expectation::Stall(expected) => (describe_stall(expected), judge_stall(expected, outcome)),
             Expectation::Resumed(expected) => (describe_resumed(expected), judge_resumed(expected, record)),
+            Expectation::Carried(expected) => (
+                format!("data only on {}", list(&expected.only)),
+                seen_or(judge_carried(expected, record, work)),
+            ),
+            Expectation::Handover(expected) => {
+                (format!("data move to {}", expected.to), seen_or(judge_handover(expected, record, work)))
+            }
         };
         row(name, expected, seen);
     }
@@ -125,6 +134,11 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
         paths: paths(scenario, record),
         subflows: subflows(record),
     }
+}
+
+/// Without anything to judge by there is a problem.
+fn seen_or(judged: Result<(String, bool), String>) -> (String, bool) {
+    judged.unwrap_or_else(|problem| (problem, false))
 }
 
 fn describe_events(expected: &EventsExpected) -> String {
@@ -156,7 +170,11 @@ fn judge_events(expected: &EventsExpected, record: &Record) -> (String, bool) {
 }
 
 fn describe_subflows(expected: &SubflowsExpected) -> String {
-    expected.pairs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    list(&expected.pairs)
+}
+
+fn list(pairs: &[Pair]) -> String {
+    pairs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn judge_subflows(expected: &SubflowsExpected, record: &Record) -> (String, bool) {
@@ -348,16 +366,81 @@ fn judge_resumed(expected: &ResumedExpected, record: &Record) -> (String, bool) 
     }
 }
 
+fn judge_carried(expected: &CarriedExpected, record: &Record, work: &Path) -> Result<(String, bool), String> {
+    let (segments, time) = captured(&expected.capture, &expected.during, record, work)?;
+    // Bytes that the expected subflows carried there and back.
+    let mut carried = vec![[0, 0]; expected.only.len()];
+    let mut others = IndexMap::<String, u64>::new();
+    for segment in segments.iter().filter(|s| s.payload > 0 && time.contains(&s.at)) {
+        let Segment { from, to, payload, .. } = *segment;
+        match expected.only.iter().position(|pair| pair.joins(from, to)) {
+            Some(at) => carried[at][usize::from(!expected.only[at].matches(from, to))] += payload,
+            None => *others.entry(format!("{from} -> {to}")).or_default() += payload,
+        }
+    }
+    let pass = others.is_empty() && carried.iter().all(|[there, back]| there + back > 0);
+    let kb = |bytes: u64| format!("{} kB", bytes.div_ceil(1000));
+    let wanted = carried.iter().map(|[there, back]| format!("{} there, {} back", kb(*there), kb(*back)));
+    let seen = wanted.chain(others.iter().map(|(subflow, bytes)| format!("{} on {subflow}", kb(*bytes))));
+    Ok((seen.collect::<Vec<_>>().join(", "), pass))
+}
+
+fn judge_handover(
+    expected: &HandoverExpected,
+    record: &Record,
+    work: &Path,
+) -> Result<(String, bool), String> {
+    let (segments, time) = captured(&expected.capture, &expected.during, record, work)?;
+    let is_data =
+        |pair: &Pair, segment: &&Segment| segment.payload > 0 && pair.joins(segment.from, segment.to);
+    let told = segments.iter().position(|s| s.priority && time.contains(&s.at)).ok_or("no MP_PRIO")?;
+    let (before, after) = segments.split_at(told);
+    let ms = |segment: &Segment| segment.at.saturating_sub(segments[told].at).as_secs_f64() * 1e3;
+    if !before.iter().rfind(|s| s.payload > 0).is_some_and(|s| is_data(&expected.from, &s)) {
+        return Err("data were not on the old path before".into());
+    }
+    // A program that had nothing to send just then sends later.
+    let first = after.iter().find(|s| is_data(&expected.to, s)).ok_or("no data on the new path")?;
+    let last = after.iter().rfind(|s| is_data(&expected.from, s) && time.contains(&s.at));
+    let last =
+        last.map_or("none on the old one".into(), |s| format!("last on the old one after {:.1} ms", ms(s)));
+    Ok((format!("from MP_PRIO on: first data there after {:.1} ms, {last}", ms(first)), true))
+}
+
+/// What a capture has, and the time in it in which a step ran.
+fn captured(
+    capture: &str,
+    during: &str,
+    record: &Record,
+    work: &Path,
+) -> Result<(Vec<Segment>, RangeInclusive<Duration>), String> {
+    let step = record.step(during).and_then(|step| Some((step.began, step.ended?)));
+    let (began, ended) = step.ok_or("the step did not come to its end")?;
+    let segments = capture::read(&work.join(capture)).map_err(|error| error.to_string())?;
+    Ok((segments, record.began + began..=record.began + ended))
+}
+
 fn paths(scenario: &Scenario, record: &Record) -> Vec<PathGoodput> {
     let runs = record
         .steps
         .iter()
         .filter(|step| matches!(scenario.steps.get(&step.name), Some(crate::scenario::Step::Run(_))));
-    let runs: Vec<_> = runs.filter_map(|step| Some((step, step.bytes.1.as_ref()?, step.ended?))).collect();
-    let seconds: f64 = runs.iter().map(|(step, _, ended)| (*ended - step.began).as_secs_f64()).sum();
+    let runs =
+        runs.filter_map(|step| Some(((step.began, &step.bytes.0), (step.ended?, step.bytes.1.as_ref()?))));
+    // Programs that ran side by side: what was carried meanwhile counts once.
+    type Moment<'r> = (Duration, &'r Vec<[u64; 2]>);
+    let mut spans: Vec<(Moment<'_>, Moment<'_>)> = Vec::new();
+    for (begin, end) in runs {
+        match spans.last_mut().filter(|(_, (ended, _))| begin.0 <= *ended) {
+            Some((_, last)) if last.0 < end.0 => *last = end,
+            Some(_) => {}
+            None => spans.push((begin, end)),
+        }
+    }
+    let seconds: f64 = spans.iter().map(|((began, _), (ended, _))| (*ended - *began).as_secs_f64()).sum();
     let path = |(at, link): (usize, &String)| {
         let carried = |way: usize| {
-            runs.iter().map(|(step, after, _)| after[at][way] - step.bytes.0[at][way]).sum::<u64>()
+            spans.iter().map(|((_, before), (_, after))| after[at][way] - before[at][way]).sum::<u64>()
         };
         let [a_to_b_bytes, b_to_a_bytes] = [carried(0), carried(1)];
         let bits_per_second = rate(a_to_b_bytes + b_to_a_bytes, seconds);

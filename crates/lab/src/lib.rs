@@ -22,6 +22,7 @@
 //! # Ok(()) }
 //! ```
 
+mod capture;
 pub mod control;
 mod error;
 pub mod graph;

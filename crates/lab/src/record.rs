@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use indexmap::IndexMap;
 use mptcp::pm::{Event, EventKind, Events, Notice};
@@ -18,6 +18,8 @@ use crate::{Lab, Result};
 /// All that was seen. Times are since the recording began.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
+    /// When the recording began: since 1970, on the clock that captures have.
+    pub began: Duration,
     /// Events, in the order in which they came.
     pub events: Vec<Seen>,
     /// Events were lost: their numbers mean nothing.
@@ -173,7 +175,11 @@ impl Recorder {
     /// Subscribes to the events of all nodes of `lab`.
     pub(crate) fn start(lab: &Lab) -> Result<Self> {
         let started = Instant::now();
-        let record = Record { links: lab.links().keys().cloned().collect(), ..Record::default() };
+        let record = Record {
+            began: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+            links: lab.links().keys().cloned().collect(),
+            ..Record::default()
+        };
         let record = Arc::new(Mutex::new(record));
         let (changes, changed) = watch::channel(());
         let changes = Arc::new(changes);

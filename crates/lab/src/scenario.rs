@@ -184,6 +184,9 @@ pub struct Route {
     pub metric: Option<u32>,
     /// Source address for connections that have not chosen one.
     pub src: Option<IpAddr>,
+    /// TCP's shortest retransmission timeout; the kernel's own is 200 ms, which a busy machine may be late by.
+    #[serde(default, deserialize_with = "quantity::some_time")]
+    pub rto_min: Option<Duration>,
     /// The ways to share, instead of `via` and `dev`.
     #[serde(default)]
     pub nexthops: Vec<Nexthop>,
@@ -385,6 +388,10 @@ pub enum Expectation {
     Stall(StallExpected),
     /// How long until a link carried data again.
     Resumed(ResumedExpected),
+    /// Which subflows of a capture carried data.
+    Carried(CarriedExpected),
+    /// How data moved from one subflow to another.
+    Handover(HandoverExpected),
 }
 
 /// Numbers of path-manager events by kind.
@@ -494,6 +501,11 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Is the subflow between `a` and `b` one of this kind, whichever end is the node's own?
+    pub(crate) fn joins(&self, a: SocketAddr, b: SocketAddr) -> bool {
+        self.matches(a, b) || self.matches(b, a)
+    }
+
     /// Is the subflow from `local` to `remote` one of this kind?
     pub fn matches(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         let end = |(ip, port): (IpAddr, Option<u16>), seen: SocketAddr| {
@@ -590,6 +602,32 @@ pub struct ResumedExpected {
     /// At most so long. Without it the time is only reported.
     #[serde(default, deserialize_with = "quantity::some_time")]
     pub at_most: Option<Duration>,
+}
+
+/// The subflows that carried data, according to a capture. Each of them did, and no other.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarriedExpected {
+    /// A capture file in the working directory, as tcpdump writes it.
+    pub capture: String,
+    /// While this step ran.
+    pub during: String,
+    /// `"10.0.0.2 -> 10.0.0.1:4321"`, in either direction.
+    pub only: Vec<Pair>,
+}
+
+/// Data moved from one subflow to another, after an MP_PRIO.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HandoverExpected {
+    /// A capture file in the working directory, as tcpdump writes it.
+    pub capture: String,
+    /// While this step ran.
+    pub during: String,
+    /// The subflow that carried data before.
+    pub from: Pair,
+    /// The subflow that carried data after.
+    pub to: Pair,
 }
 
 impl Scenario {

@@ -447,6 +447,7 @@ fn route_command(route: &Route) -> String {
     option("dev", route.dev.clone());
     option("metric", route.metric.map(|metric| metric.to_string()));
     option("src", route.src.map(|src| src.to_string()));
+    option("rto_min", route.rto_min.map(|time| format!("{}ms", time.as_millis())));
     for hop in &route.nexthops {
         option("nexthop", Some(format!("via {}", hop.via)));
         option("dev", hop.dev.clone());

@@ -264,6 +264,18 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                     }
                     same.files.iter().try_for_each(|file| self.file_name(&path, file))?;
                 }
+                Expectation::Carried(carried) => {
+                    self.file_name(&["expect", name, "carried", "capture"], &carried.capture)?;
+                    self.step(&["expect", name, "carried", "during"], Some(&carried.during))?;
+                    if carried.only.is_empty() {
+                        let path = ["expect", name, "carried", "only"];
+                        self.refuse(&path, "data are carried by one subflow at least")?;
+                    }
+                }
+                Expectation::Handover(handover) => {
+                    self.file_name(&["expect", name, "handover", "capture"], &handover.capture)?;
+                    self.step(&["expect", name, "handover", "during"], Some(&handover.during))?;
+                }
                 Expectation::Stall(stall) => {
                     let path = ["expect", name, "stall", "step"];
                     self.step(&path, Some(&stall.step))?;
