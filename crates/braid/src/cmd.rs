@@ -51,7 +51,8 @@ pub struct Cli {
     command: Command,
 
     /// Log more: once for details, twice for everything (BRAID_LOG=FILTER chooses)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    // Behind each command's own options, which clap would sort it in among.
+    #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 

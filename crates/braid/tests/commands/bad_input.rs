@@ -6,6 +6,7 @@ use crate::net::{BRAID, Net};
 const REFUSED: &[(&str, &str)] = &[
     ("nonsense", "unrecognized subcommand 'nonsense'"),
     ("show --nonsense", "unexpected argument '--nonsense'"),
+    ("run --nonsense true", "unexpected argument '--nonsense'"),
     ("show --token xyz", "'xyz' for '--token <HEX>'"),
     ("show --peer 10.0.0", "'10.0.0' for '--peer <ADDRESS>'"),
     ("show --port 65536", "'65536' for '--port <PORT>'"),
