@@ -1,7 +1,7 @@
 //! The path-manager daemon: sees, asks the policy, does what it says. One per network namespace.
 //!
 //! It keeps nothing that cannot be read anew: killed and started again, it goes on where it was. What it changed in
-//! the namespace is written down ([`changed`]) and put back at the end.
+//! the namespace is written down (`changed.rs`) and put back at the end.
 
 use std::path::PathBuf;
 use std::time::Duration;
