@@ -75,6 +75,8 @@ impl Mptcpify {
             map.map_err(|source| match source.raw_os_error() {
                 // No directory of a control group.
                 Some(libc::EBADF) => Error::NoCgroup(path.into()),
+                // Root of a user namespace is not the host's.
+                Some(libc::EPERM) => Error::Capability,
                 _ => Error::Cgroup { path: path.into(), source: plain(source) },
             })
         });
