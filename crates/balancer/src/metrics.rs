@@ -3,66 +3,27 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use exporter::Endpoint;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
 use crate::abi::COUNTERS;
 use crate::plane::Plane;
 use crate::status::{Backend, Status};
 use crate::{Error, Result};
 
-/// The HTTP endpoint; dropping it closes the socket.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Where it listens.
-    pub addr: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl Endpoint {
-    /// Serves the status of the balancer `name` at `http://ADDR/metrics`.
-    pub async fn serve(addr: SocketAddr, name: String, plane: Arc<Mutex<Plane>>) -> Result<Self> {
-        let failed = |e| Error::io(format!("serve metrics on {addr}"), e);
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
-        let addr = listener.local_addr().map_err(failed)?;
-        let get = axum::routing::get(async move || {
-            let status = {
-                let plane = plane.lock().unwrap_or_else(PoisonError::into_inner);
-                Status::read(&name, &plane.tables)
-            };
-            match status {
-                Ok(status) => {
-                    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                    (StatusCode::OK, [(CONTENT_TYPE, kind)], encode(status))
-                }
-                Err(error) => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string())
-                }
-            }
-        });
-        tracing::info!(%addr, "serving metrics");
-        let app = axum::Router::new().route("/metrics", get);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "metrics endpoint ended");
-            }
-        });
-        Ok(Endpoint { addr, task })
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// Serves the status of the balancer `name` at `http://ADDR/metrics`.
+pub async fn serve(addr: SocketAddr, name: String, plane: Arc<Mutex<Plane>>) -> Result<Endpoint> {
+    let scrape = move || {
+        let plane = plane.lock().unwrap_or_else(PoisonError::into_inner);
+        Status::read(&name, &plane.tables).map(encode)
+    };
+    let serving = Endpoint::serve(addr, scrape).await;
+    serving.map_err(|e| Error::io(format!("serve metrics on {addr}"), e))
 }
 
 /// `status` in the OpenMetrics text format.

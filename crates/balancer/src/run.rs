@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use exporter::Endpoint;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -22,7 +23,7 @@ use crate::abi::{
 };
 use crate::config::{self, Config};
 use crate::health::{self, Checker, Verdict};
-use crate::metrics::Endpoint;
+use crate::metrics;
 use crate::neighbour::{self, Way};
 use crate::plane::{self, Plane};
 use crate::{Error, Result, maglev};
@@ -161,7 +162,7 @@ impl Balancer {
     async fn start(&mut self, news: &mut mpsc::UnboundedReceiver<Verdict>) -> Result<()> {
         if let Some(addr) = self.config.metrics {
             let plane = Arc::clone(&self.plane);
-            self.endpoint = Some(Endpoint::serve(addr, self.config.name.clone(), plane).await?);
+            self.endpoint = Some(metrics::serve(addr, self.config.name.clone(), plane).await?);
         }
         self.check();
         let deadline = tokio::time::Instant::now()
@@ -195,7 +196,7 @@ impl Balancer {
         let numbers = self.numbers.with(&config)?;
         let endpoint = match config.metrics {
             Some(addr) if self.config.metrics != Some(addr) => {
-                Some(Endpoint::serve(addr, config.name.clone(), Arc::clone(&self.plane)).await?)
+                Some(metrics::serve(addr, config.name.clone(), Arc::clone(&self.plane)).await?)
             }
             _ => None,
         };

@@ -1,18 +1,12 @@
-//! Counters, and the HTTP endpoint that Prometheus scrapes.
+//! Counters, for Prometheus.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use axum::http::header::CONTENT_TYPE;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
-use crate::{End, Error, Leg, Result};
+use crate::{End, Leg};
 
 /// The counters of all services, by service name. They live as long as the process: a service that a reload
 /// removes keeps its last values.
@@ -141,38 +135,5 @@ impl ServiceMetrics {
     /// Counts a leg that asked for MPTCP and got TCP.
     pub fn fell_back(&self, leg: Leg) {
         self.fallbacks.get_or_create(&ByLeg { service: self.service.clone(), leg: leg.to_string() }).inc();
-    }
-}
-
-/// The HTTP endpoint; dropping it closes the socket.
-pub struct Endpoint {
-    /// Where it listens.
-    pub addr: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl Endpoint {
-    /// Serves `metrics` at `http://ADDR/metrics`.
-    pub async fn serve(addr: SocketAddr, metrics: Arc<Metrics>) -> Result<Self> {
-        let failed = |e| Error::system(format!("serve metrics on {addr}"), e);
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
-        let addr = listener.local_addr().map_err(failed)?;
-        let get = axum::routing::get(async move || {
-            ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.encode())
-        });
-        tracing::info!(%addr, "serving metrics");
-        let app = axum::Router::new().route("/metrics", get);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "metrics endpoint ended");
-            }
-        });
-        Ok(Endpoint { addr, task })
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

@@ -1,8 +1,10 @@
 //! A relay as a whole: its services, reload, drain, and the signals that ask for them.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use exporter::Endpoint;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -12,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Listen, Service, Upstream};
 use crate::listener::{self, Inherited};
-use crate::metrics::{Endpoint, Metrics, ServiceMetrics};
+use crate::metrics::{Metrics, ServiceMetrics};
 use crate::transparent::Diversion;
 use crate::{Error, Listener, Result};
 
@@ -133,7 +135,9 @@ impl Relay {
         }
         let endpoint = match config.process.metrics {
             Some(addr) if self.config.process.metrics != Some(addr) => {
-                Some(Endpoint::serve(addr, Arc::clone(&self.metrics)).await?)
+                let metrics = Arc::clone(&self.metrics);
+                let serving = Endpoint::serve(addr, move || Ok::<_, Infallible>(metrics.encode())).await;
+                Some(serving.map_err(|e| Error::system(format!("serve metrics on {addr}"), e))?)
             }
             _ => None,
         };

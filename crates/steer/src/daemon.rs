@@ -3,9 +3,11 @@
 //! It keeps nothing that cannot be read anew: killed and started again, it goes on where it was. What it changed in
 //! the namespace is written down (`changed.rs`) and put back at the end.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use exporter::Endpoint;
 use mptcp::pm::{Address, Client, EndpointFlags, EventKind, Events, Notice};
 use mptcp::{AddrId, Netns, Token, sysctl};
 use sd_notify::NotifyState;
@@ -105,7 +107,7 @@ struct Daemon {
     changed: changed::Changed,
     next_look: Instant,
     metrics: std::sync::Arc<Metrics>,
-    endpoint: Option<metrics::Endpoint>,
+    endpoint: Option<Endpoint>,
 }
 
 impl Daemon {
@@ -170,7 +172,11 @@ impl Daemon {
     async fn set_metrics(&mut self, config: &Config) -> Result<()> {
         if self.endpoint.as_ref().map(|endpoint| endpoint.asked) != config.metrics {
             self.endpoint = match config.metrics {
-                Some(addr) => Some(metrics::Endpoint::serve(addr, self.metrics.clone()).await?),
+                Some(addr) => {
+                    let metrics = self.metrics.clone();
+                    let serving = Endpoint::serve(addr, move || Ok::<_, Infallible>(metrics.encode())).await;
+                    Some(serving.map_err(|e| mptcp::Error::io(format!("serve metrics on {addr}"), e))?)
+                }
                 None => None,
             };
         }

@@ -1,18 +1,11 @@
-//! Counters, and the HTTP endpoint that Prometheus scrapes.
+//! Counters, for Prometheus.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use axum::http::header::CONTENT_TYPE;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
-use crate::Result;
 use crate::policy::{Action, Seen, State};
 
 /// What the daemon has seen and done.
@@ -94,41 +87,9 @@ impl Metrics {
         self.reloads.get_or_create(&ByResult { result }).inc();
     }
 
-    fn encode(&self) -> String {
+    pub(super) fn encode(&self) -> String {
         let mut buffer = String::new();
         text::encode(&mut buffer, &self.registry).expect("a String takes everything");
         buffer
-    }
-}
-
-/// The HTTP endpoint; dropping it closes the socket.
-pub(super) struct Endpoint {
-    /// The address that was asked for.
-    pub(super) asked: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl Endpoint {
-    /// Serves `metrics` at `http://ADDR/metrics`.
-    pub(super) async fn serve(addr: SocketAddr, metrics: Arc<Metrics>) -> Result<Self> {
-        let listener = TcpListener::bind(addr)
-            .await
-            .map_err(|e| mptcp::Error::io(format!("serve metrics on {addr}"), e))?;
-        let get = axum::routing::get(async move || {
-            ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.encode())
-        });
-        let app = axum::Router::new().route("/metrics", get);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, app).await {
-                tracing::error!(%error, "metrics endpoint ended");
-            }
-        });
-        Ok(Endpoint { asked: addr, task })
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
