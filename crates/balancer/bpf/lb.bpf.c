@@ -17,15 +17,10 @@
 // Functions that are not static are global ones for the verifier: it looks at each once, whoever calls it. All in one
 // this program would be too much for it.
 #include "maps.h"
+#include "context.h"
 #include "mptcp.h"
 #include "packet.h"
 #include "forward.h"
-
-#define PASS TC_ACT_UNSPEC // to the next program, and then to the kernel
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_ACK 16
 
 // BPF_F_ADJ_ROOM_DECAP_L3_IPV4 and _IPV6, which Debian 12's linux/bpf.h does not know yet.
 #define DECAP_IPV4 (1 << 7)
@@ -38,6 +33,18 @@
 static __always_inline __u32 now(void)
 {
     return bpf_ktime_get_coarse_ns() / 1000000000;
+}
+
+static __always_inline void touch(struct flow *flow, const struct packet *packet)
+{
+    // Asking for the time costs more than looking at the ticks whether there is a new one.
+    __u32 tick = bpf_jiffies64() >> 6;
+    if (flow->tick != tick) {
+        flow->tick = tick;
+        flow->seen = now();
+    }
+    if (packet->flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_ENDING))
+        flow->flags |= FLOW_ENDING;
 }
 
 // Has the backend with this number the flag?
@@ -63,18 +70,16 @@ static __always_inline struct service *find_service(const struct address *addres
     return bpf_map_lookup_elem(&services, &key);
 }
 
-// `data` is the header's byte with its length.
-__noinline int read_options(struct __sk_buff *skb, __u32 l4, __u32 data, struct mptcp *found)
+__noinline int read_options(context *ctx, struct packet *packet, struct mptcp *found)
 {
-    if (!found)
+    if (!packet || !found)
         return 0;
     struct options options = {};
-    __u32 length = (data >> 4) * 4;
-    length = length > 20 ? length - 20 : 0;
-    length = bounded(length);
-    if (length == 0 || bpf_skb_load_bytes(skb, l4 + 20, &options, length))
-        length = 0;
-    find_mptcp(&options, length, found);
+    __u32 size = header_size(packet);
+    size = bounded(size > 20 ? size - 20 : 0);
+    if (size == 0 || load_bytes(ctx, packet->l4 + 20, &options, size))
+        size = 0;
+    find_mptcp(&options, size, found);
     if (found->flags & MPTCP_MALFORMED)
         count(MALFORMED_OPTIONS);
     return 0;
@@ -145,7 +150,7 @@ __noinline int remember_fragment(struct packet *packet, __u32 number)
     return 0;
 }
 
-__noinline int later_fragment(struct __sk_buff *skb, struct packet *packet)
+__noinline int later_fragment(context *ctx, struct packet *packet)
 {
     if (!packet)
         return PASS;
@@ -161,19 +166,19 @@ __noinline int later_fragment(struct __sk_buff *skb, struct packet *packet)
         return PASS;
     }
     count(FRAGMENTS_DELIVERED);
-    return forward(skb, packet->family, *number);
+    return forward(ctx, packet->family, *number);
 }
 
 // An ICMP error about a packet that a backend sent: its sender is the flow's backend.
-__noinline int icmp_error(struct __sk_buff *skb, struct packet *outer)
+__noinline int icmp_error(context *ctx, struct packet *outer)
 {
     struct packet inner = {};
     if (!outer)
         return PASS;
-    if (read_ip(skb, outer->l4 + 8, outer->family, &inner) || inner.protocol != IPPROTO_TCP || inner.fragment == 2)
+    if (read_ip(ctx, outer->l4 + 8, outer->family, &inner) || inner.protocol != IPPROTO_TCP || inner.fragment == 2)
         return PASS;
     __u16 ports[2];
-    if (bpf_skb_load_bytes(skb, inner.l4, ports, sizeof(ports)))
+    if (load_bytes(ctx, inner.l4, ports, sizeof(ports)))
         return PASS;
     struct tuple tuple = {
         .source = inner.tuple.destination,
@@ -196,10 +201,10 @@ __noinline int icmp_error(struct __sk_buff *skb, struct packet *outer)
         number = from_ring(service->id, &tuple);
     if (!is(number, BACKEND_LIVE)) {
         count(ICMP_UNKNOWN);
-        return TC_ACT_SHOT;
+        return DROP;
     }
     count(ICMP_DELIVERED);
-    return forward(skb, outer->family, number);
+    return forward(ctx, outer->family, number);
 }
 
 static __always_inline int is_icmp_error(__u32 protocol, __u8 type)
@@ -210,7 +215,7 @@ static __always_inline int is_icmp_error(__u32 protocol, __u8 type)
 }
 
 // Where the way back passes here too: the server's SYN/ACK has its key, earlier than the client's answer.
-__noinline int way_back(struct __sk_buff *skb, struct packet *packet, __u32 data)
+__noinline int way_back(context *ctx, struct packet *packet)
 {
     if (!packet)
         return PASS;
@@ -227,14 +232,14 @@ __noinline int way_back(struct __sk_buff *skb, struct packet *packet, __u32 data
     if (!flow || !(flow->flags & FLOW_KEY_TO_COME))
         return PASS;
     struct mptcp found;
-    read_options(skb, packet->l4, data, &found);
+    read_options(ctx, packet, &found);
     if (found.flags & MPTCP_SYNACK)
         learn(&found.sender, service->id, flow->backend, &tuple.source);
     return PASS;
 }
 
 // A SYN: a new connection or a join.
-__noinline int open(struct __sk_buff *skb, struct packet *packet, __u32 data)
+__noinline int open(context *ctx, struct packet *packet)
 {
     if (!packet)
         return PASS;
@@ -244,18 +249,18 @@ __noinline int open(struct __sk_buff *skb, struct packet *packet, __u32 data)
         return PASS;
     struct flow *known = bpf_map_lookup_elem(&flows, &tuple);
     struct mptcp found = {};
-    read_options(skb, packet->l4, data, &found);
+    read_options(ctx, packet, &found);
     __u32 number = 0, join = found.flags & MPTCP_JOIN_SYN;
     if (service->flags & SERVICE_FIXED) {
         number = service->backend;
     } else if (known && !(known->flags & FLOW_ENDING) && now() - known->seen < REUSE_SECONDS
                && is(known->backend, BACKEND_LIVE)) {
-        return forward(skb, packet->family, known->backend);
+        return forward(ctx, packet->family, known->backend);
     } else if (join && service->flags & SERVICE_TOKEN) {
         number = by_token(service->id, found.token, &tuple.source);
         if (!is(number, BACKEND_LIVE)) {
             count(JOIN_TOKEN_UNKNOWN);
-            return TC_ACT_SHOT;
+            return DROP;
         }
         add_flow(&tuple, number, FLOW_SYN_SEEN);
     } else {
@@ -288,12 +293,12 @@ __noinline int open(struct __sk_buff *skb, struct packet *packet, __u32 data)
     }
     if (packet->fragment)
         remember_fragment(packet, number);
-    return forward(skb, packet->family, number);
+    return forward(ctx, packet->family, number);
 }
 
 // A packet without SYN for which the flow table alone is not enough: the flow's first ones, or one that nobody knows.
 // The backend's number, 0 for none, or -1 where it is for no service.
-__noinline int find_backend(struct __sk_buff *skb, struct packet *packet, __u32 data)
+__noinline int find_backend(context *ctx, struct packet *packet)
 {
     if (!packet)
         return -1;
@@ -321,24 +326,45 @@ __noinline int find_backend(struct __sk_buff *skb, struct packet *packet, __u32 
             bpf_map_update_elem(&fresh, &tuple, &found, BPF_ANY);
         return number;
     }
+    touch(flow, packet);
     if (flow->flags & FLOW_KEY_TO_COME) {
         struct mptcp found = {};
-        read_options(skb, packet->l4, data, &found);
+        read_options(ctx, packet, &found);
         if (found.flags & MPTCP_KEYS)
             learn(&found.receiver, service->id, flow->backend, &tuple.source);
         // The first packet without SYN has the keys (RFC 8684 section 3.1), but may get lost before it comes here;
         // those with data repeat them until the server has confirmed. Then come DSS, or nothing after a fallback.
-        if (found.flags & (MPTCP_KEYS | MPTCP_DSS) || skb->len > packet->l4 + (data >> 4) * 4)
+        if (found.flags & (MPTCP_KEYS | MPTCP_DSS) || length(ctx) > packet->l4 + header_size(packet))
             flow->flags &= ~FLOW_KEY_TO_COME;
     }
     return flow->backend;
 }
 
-SEC("classifier")
-int balance(struct __sk_buff *skb)
+// All of TCP but whole packets of established flows.
+__noinline int steer(context *ctx, struct packet *packet)
 {
-    __u32 family = skb->protocol;
-    if (skb->vlan_present || family == bpf_htons(ETH_P_8021Q) || family == bpf_htons(ETH_P_8021AD)) {
+    if (!packet)
+        return PASS;
+    if (opens(packet))
+        return open(ctx, packet);
+    int number = find_backend(ctx, packet);
+    if (number < 0) {
+        if ((packet->flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
+            return way_back(ctx, packet);
+        return PASS;
+    }
+    if (packet->fragment)
+        remember_fragment(packet, number);
+    return forward(ctx, packet->family, number);
+}
+
+// A packet that is not plain.
+__noinline int read_on(context *ctx)
+{
+    __u16 family;
+    if (load_bytes(ctx, ETHERNET - 2, &family, sizeof(family)))
+        return PASS;
+    if (tag_taken_off(ctx) || family == bpf_htons(ETH_P_8021Q) || family == bpf_htons(ETH_P_8021AD)) {
         // The interface of the VLAN gets its packets without a tag: that is where the balancer belongs.
         count(VLAN);
         return PASS;
@@ -346,71 +372,68 @@ int balance(struct __sk_buff *skb)
     if (family != bpf_htons(ETH_P_IP) && family != bpf_htons(ETH_P_IPV6))
         return PASS;
     struct packet packet = {};
-    int problem = read_ip(skb, ETHERNET, family, &packet);
+    int problem = read_ip(ctx, ETHERNET, family, &packet);
     if (problem) {
         count(problem - 1);
         return PASS;
     }
     if (packet.fragment == 2)
-        return packet.protocol == IPPROTO_TCP ? later_fragment(skb, &packet) : PASS;
+        return packet.protocol == IPPROTO_TCP ? later_fragment(ctx, &packet) : PASS;
     if (packet.protocol != IPPROTO_TCP) {
         __u8 type;
-        if (bpf_skb_load_bytes(skb, packet.l4, &type, 1) || !is_icmp_error(packet.protocol, type))
+        if (load_bytes(ctx, packet.l4, &type, 1) || !is_icmp_error(packet.protocol, type))
             return PASS;
-        return icmp_error(skb, &packet);
+        return icmp_error(ctx, &packet);
     }
     struct {
         __u16 source, destination;
         __u32 sequence, acknowledgement;
-        __u8 data, flags;
+        __u8 offset, flags;
         __u16 window;
         __u32 rest;
     } tcp;
-    if (bpf_skb_load_bytes(skb, packet.l4, &tcp, sizeof(tcp))) {
+    if (load_bytes(ctx, packet.l4, &tcp, sizeof(tcp))) {
         count(TRUNCATED);
         return PASS;
     }
     packet.tuple.source_port = tcp.source;
     packet.tuple.destination_port = tcp.destination;
-    __u32 opens = (tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
-
-    if (opens)
-        return open(skb, &packet, tcp.data);
-
-    struct flow *flow = bpf_map_lookup_elem(&flows, &packet.tuple);
-    __u32 number;
-    if (flow && !(flow->flags & FLOW_KEY_TO_COME) && is(flow->backend, BACKEND_LIVE)) {
-        number = flow->backend;
-    } else {
-        int found = find_backend(skb, &packet, tcp.data);
-        if (found < 0) {
-            if ((tcp.flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
-                return way_back(skb, &packet, tcp.data);
-            return PASS;
-        }
-        number = found;
-    }
-    if (flow) {
-        __u32 second = now();
-        if (flow->seen != second)
-            flow->seen = second;
-        if (tcp.flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_ENDING))
-            flow->flags |= FLOW_ENDING;
-    }
-    if (packet.fragment)
-        remember_fragment(&packet, number);
-    return forward(skb, family, number);
+    packet.offset = tcp.offset;
+    packet.flags = tcp.flags;
+    return steer(ctx, &packet);
 }
 
+PROGRAM
+int balance(context *ctx)
+{
+    struct packet packet;
+    if (!read_plain(ctx, &packet))
+        return read_on(ctx);
+    // Established flows pay for one look into the flow table, and for no call that can be avoided.
+    if (!opens(&packet)) {
+        struct flow *flow = bpf_map_lookup_elem(&flows, &packet.tuple);
+        if (flow && !(flow->flags & FLOW_KEY_TO_COME)) {
+            __u32 number = flow->backend;
+            struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+            if (backend && backend->flags & BACKEND_LIVE) {
+                touch(flow, &packet);
+                return send(ctx, packet.family, backend, number);
+            }
+        }
+    }
+    return steer(ctx, &packet);
+}
+
+#ifndef XDP
 // A backend's side of the tunnel: takes the outer header off. For kernels without ipip and sit.
 SEC("classifier")
-int unwrap(struct __sk_buff *skb)
+int unwrap(context *ctx)
 {
-    __u32 family = skb->protocol;
+    __u32 family = ctx->protocol;
     struct packet outer = {};
     if (family != bpf_htons(ETH_P_IP) && family != bpf_htons(ETH_P_IPV6))
         return PASS;
-    if (read_ip(skb, ETHERNET, family, &outer) || outer.fragment)
+    if (read_ip(ctx, ETHERNET, family, &outer) || outer.fragment)
         return PASS;
     if (outer.protocol != IPPROTO_IPIP && outer.protocol != IPPROTO_IPV6)
         return PASS;
@@ -421,11 +444,12 @@ int unwrap(struct __sk_buff *skb)
     __s32 header = (__s32)(outer.l4 - ETHERNET);
     if (header != sizeof(struct iphdr) && header != sizeof(struct ipv6hdr))
         return PASS;
-    if (bpf_skb_adjust_room(skb, -header, BPF_ADJ_ROOM_MAC, flags))
-        return TC_ACT_SHOT;
-    if (bpf_skb_store_bytes(skb, 12, &inner, sizeof(inner), 0))
-        return TC_ACT_SHOT;
+    if (bpf_skb_adjust_room(ctx, -header, BPF_ADJ_ROOM_MAC, flags))
+        return DROP;
+    if (store_bytes(ctx, ETHERNET - 2, &inner, sizeof(inner)))
+        return DROP;
     return PASS;
 }
+#endif
 
 char LICENSE[] SEC("license") = "Apache-2.0 OR MIT";

@@ -41,6 +41,7 @@ struct flow {
     __u32 backend;
     __u32 seen; // seconds since boot, of the last packet
     __u32 flags;
+    __u32 tick; // when `seen` was written
 };
 #define FLOW_KEY_TO_COME 1 // began with MP_CAPABLE; the packet with both keys has not passed
 #define FLOW_SYN_SEEN 2

@@ -11,8 +11,25 @@ struct packet {
     __u32 protocol; // of it
     __u32 fragment; // 0: whole, 1: the first, 2: a later one
     __u32 fragment_id;
-    __u32 family;
+    __u32 family; // ETH_P_IP or ETH_P_IPV6
+    __u8 offset, flags; // TCP's: the byte with its header's length, and its flags
 };
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
+static __always_inline int opens(const struct packet *packet)
+{
+    return (packet->flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+// Of the TCP header, with its options.
+static __always_inline __u32 header_size(const struct packet *packet)
+{
+    return (packet->offset >> 4) * 4;
+}
 
 static __always_inline void map_v4(struct address *address, __u32 v4)
 {
@@ -22,8 +39,44 @@ static __always_inline void map_v4(struct address *address, __u32 v4)
     address->word[3] = v4;
 }
 
+// TCP in IPv4 without options or in IPv6 without extension headers, in one piece, which is nearly all there is. 0 where the
+// packet is another, or its headers are not where a program can look at them directly.
+static __always_inline int read_plain(context *ctx, struct packet *packet)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct ethhdr *ethernet = data;
+    struct iphdr *ip = data + ETHERNET;
+    struct ipv6hdr *ip6 = data + ETHERNET;
+    struct tcphdr *tcp = (void *)(ip + 1);
+    if ((void *)(tcp + 1) > end || tag_taken_off(ctx))
+        return 0;
+    if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
+        if (ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_FRAGMENT))
+            return 0;
+        map_v4(&packet->tuple.source, ip->saddr);
+        map_v4(&packet->tuple.destination, ip->daddr);
+    } else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+        tcp = (void *)(ip6 + 1);
+        if ((void *)(tcp + 1) > end || ip6->version != 6 || ip6->nexthdr != IPPROTO_TCP)
+            return 0;
+        __builtin_memcpy(&packet->tuple.source, &ip6->saddr, 16);
+        __builtin_memcpy(&packet->tuple.destination, &ip6->daddr, 16);
+    } else {
+        return 0;
+    }
+    packet->l4 = (void *)tcp - data;
+    packet->protocol = IPPROTO_TCP;
+    packet->fragment = packet->fragment_id = 0;
+    packet->family = ethernet->h_proto;
+    packet->tuple.source_port = tcp->source;
+    packet->tuple.destination_port = tcp->dest;
+    packet->offset = ((__u8 *)tcp)[12];
+    packet->flags = ((__u8 *)tcp)[13];
+    return 1;
+}
+
 // The IP header at `l3`; ports are not read. 0, or the counter that says why not plus one.
-__noinline int read_ip(struct __sk_buff *skb, __u32 l3, __u32 family, struct packet *packet)
+__noinline int read_ip(context *ctx, __u32 l3, __u32 family, struct packet *packet)
 {
     if (!packet)
         return TRUNCATED + 1;
@@ -32,7 +85,7 @@ __noinline int read_ip(struct __sk_buff *skb, __u32 l3, __u32 family, struct pac
     packet->fragment_id = 0;
     if (family == bpf_htons(ETH_P_IP)) {
         struct iphdr ip;
-        if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+        if (load_bytes(ctx, l3, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
             return TRUNCATED + 1;
         map_v4(&packet->tuple.source, ip.saddr);
         map_v4(&packet->tuple.destination, ip.daddr);
@@ -46,7 +99,7 @@ __noinline int read_ip(struct __sk_buff *skb, __u32 l3, __u32 family, struct pac
         return 0;
     }
     struct ipv6hdr ip6;
-    if (bpf_skb_load_bytes(skb, l3, &ip6, sizeof(ip6)) || ip6.version != 6)
+    if (load_bytes(ctx, l3, &ip6, sizeof(ip6)) || ip6.version != 6)
         return TRUNCATED + 1;
     __builtin_memcpy(&packet->tuple.source, &ip6.saddr, 16);
     __builtin_memcpy(&packet->tuple.destination, &ip6.daddr, 16);
@@ -58,7 +111,7 @@ __noinline int read_ip(struct __sk_buff *skb, __u32 l3, __u32 family, struct pac
             && next != IPPROTO_FRAGMENT)
             break;
         __u8 extension[8];
-        if (bpf_skb_load_bytes(skb, packet->l4, extension, sizeof(extension)))
+        if (load_bytes(ctx, packet->l4, extension, sizeof(extension)))
             return TRUNCATED + 1;
         if (next == IPPROTO_FRAGMENT) {
             __u32 offset = (__u32)extension[2] << 8 | extension[3];

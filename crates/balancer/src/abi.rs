@@ -133,7 +133,9 @@ shared! {
         pub seen: u32,
         /// `FLOW_*`.
         pub flags: u32,
-    } size 12
+        /// The data plane's own: when it wrote `seen`.
+        pub tick: u32,
+    } size 16
 }
 
 shared! {
