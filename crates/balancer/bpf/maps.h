@@ -192,6 +192,8 @@ enum counter {
     FRAGMENT_UNKNOWN,
     ICMP_UNKNOWN,
     MPTCP_VERSION_0,       // served, but its joins cannot be steered
+    FLOWS_TOLD,            // the control plane's, by its agents
+    TOKENS_TOLD,
     COUNTERS,
 };
 

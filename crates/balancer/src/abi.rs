@@ -211,7 +211,7 @@ impl std::fmt::Display for Name {
 }
 
 /// The counters that belong to no backend, in the order of `enum counter`, and what they count.
-pub const COUNTERS: [(&str, &str); 17] = [
+pub const COUNTERS: [(&str, &str); 19] = [
     ("tokens_learned", "Packets with a key that told a connection's token"),
     ("token_collisions", "Tokens that two connections on two backends have had"),
     ("flows_added", "Entries made in the flow table"),
@@ -229,6 +229,8 @@ pub const COUNTERS: [(&str, &str); 17] = [
     ("fragment_unknown", "Later fragments passed on: the first was not seen"),
     ("icmp_unknown", "ICMP errors dropped: the service has no backend for them"),
     ("mptcp_version_0", "Connections opened with MPTCP version 0, whose joins cannot be steered by token"),
+    ("flows_told", "Entries made in the flow table from what backends' agents told"),
+    ("tokens_told", "Entries made in the token table from what backends' agents told"),
 ];
 
 #[cfg(test)]

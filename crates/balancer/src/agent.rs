@@ -1,16 +1,18 @@
 //! A backend's side: what it needs to take a service's packets, set up and undone.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::process::Command;
 
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 use mptcp::{Netns, sysctl};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Tables;
 use crate::plane::Plane;
+use crate::report::{self, Secret};
 use crate::{Error, Result};
 
 /// What a backend is to take.
@@ -26,17 +28,34 @@ pub struct Setup {
     pub tunnel_from: Vec<IpAddr>,
     /// Interfaces that packets of the service come in on.
     pub interfaces: Vec<String>,
+    /// Where to tell balancers of connections, and the secret that they must know.
+    pub tell: Option<(SocketAddr, Secret)>,
 }
 
 /// Sets this network namespace up, calls `ready`, and undoes it at SIGTERM or SIGINT. After an error nothing is left of it.
 pub async fn run(setup: &Setup, ready: impl FnOnce()) -> Result<()> {
     let catch = |kind| signal(kind).map_err(|e| Error::io("catch signals", e));
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    let telling = match &setup.tell {
+        None => None,
+        Some((addr, _)) => {
+            let listener = TcpListener::bind(addr).await;
+            Some(listener.map_err(|e| Error::io(format!("listen on {addr}"), e))?)
+        }
+    };
     let _all = Done::new(setup).await?;
+    let netns = Netns::current()?;
+    let tell = async {
+        match (telling, &setup.tell) {
+            (Some(listener), Some((_, secret))) => report::serve(listener, secret.clone(), netns).await,
+            _ => std::future::pending().await,
+        }
+    };
     ready();
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = tell => {}
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// Where pinned balancers keep their maps and links, each in a directory of its name.
 pub const PINS: &str = "/sys/fs/bpf/braid-lb";
+/// Where agents tell their backend's connections.
+pub const AGENTS_PORT: NonZeroU16 = NonZeroU16::new(9183).unwrap();
 
 /// Everything a balancer is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -34,6 +36,8 @@ pub struct Config {
     /// How many entries the tables have.
     #[serde(default)]
     pub tables: Tables,
+    /// Whom to ask for connections that the tables have lost. Default: nobody.
+    pub agents: Option<Agents>,
     /// At least one.
     #[serde(default, rename = "service")]
     pub services: Vec<Service>,
@@ -55,6 +59,17 @@ impl Default for Tables {
     fn default() -> Self {
         Tables { flows: 1 << 18, fresh: 1 << 16, tokens: 1 << 18 }
     }
+}
+
+/// The agents of the backends, `braid lb agent --tell`, at the backends' own addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agents {
+    /// File with the secret that balancers and agents share.
+    pub secret: PathBuf,
+    /// Their TCP port.
+    #[serde(default = "agents_port")]
+    pub port: NonZeroU16,
 }
 
 /// One service: addresses and a port, and who serves it.
@@ -357,6 +372,10 @@ fn one() -> u32 {
     1
 }
 
+fn agents_port() -> NonZeroU16 {
+    AGENTS_PORT
+}
+
 fn pins() -> PathBuf {
     PINS.into()
 }
@@ -444,6 +463,7 @@ address = "10.0.90.11"
                 format!("{GOOD}[service.check]\ninterval = \"0s\""),
                 "/etc/braid/lb.toml:13: service[0].check.interval: \"0s\" is not",
             ),
+            (format!("{GOOD}[agents]"), "/etc/braid/lb.toml:12: agents: missing field `secret`"),
             (format!("{GOOD}[tables]\nflows = 3"), "/etc/braid/lb.toml: tables.flows: 3 is not"),
             ("interfaces = [\"a\"]".into(), "/etc/braid/lb.toml: no [[service]] in it"),
             (

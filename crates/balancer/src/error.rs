@@ -1,6 +1,7 @@
 //! What can go wrong, with the operation and the object named.
 
 use std::io;
+use std::net::SocketAddr;
 
 /// Why a balancer could not start, reload or tell.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,14 @@ pub enum Error {
         /// Its name.
         name: String,
         /// What is wrong.
+        message: String,
+    },
+    /// A backend's agent did not tell its connections.
+    #[error("agent {agent}: {message}")]
+    Agent {
+        /// Where it should be.
+        agent: SocketAddr,
+        /// What is wrong with it.
         message: String,
     },
     /// Another operation of the system failed.

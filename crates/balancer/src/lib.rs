@@ -10,6 +10,8 @@
 //! | [`plane`] | programs, maps, interfaces; what of them outlives the process |
 //! | [`neighbour`] | where on the network a backend is |
 //! | [`health`] | does a backend serve? |
+//! | [`report`] | a backend's connections, told by its agent |
+//! | [`rebuild`] | that into the tables |
 //! | [`run`] | the daemon: all of that until a signal |
 //! | [`status`] | what a balancer does, read from its pinned maps |
 //! | [`metrics`] | the same for Prometheus |
@@ -24,6 +26,8 @@ pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
 pub mod plane;
+pub mod rebuild;
+pub mod report;
 pub mod run;
 pub mod status;
 

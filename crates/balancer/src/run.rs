@@ -1,6 +1,6 @@
 //! The daemon: configuration, verdicts and ways go into the maps, until a signal.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +26,8 @@ use crate::health::{self, Checker, Verdict};
 use crate::metrics;
 use crate::neighbour::{self, Way};
 use crate::plane::{self, Plane};
+use crate::rebuild::{self, Answer, Asker};
+use crate::report::{Question, Secret};
 use crate::{Error, Result, maglev};
 
 /// Where balancers that are pinned keep their locks.
@@ -47,8 +49,9 @@ pub async fn run(load: impl Fn() -> Result<Config>, ready: impl FnOnce(&Config))
     let config = load()?;
     let _lock = config.pin.then(|| Lock::take(&config.name)).transpose()?;
     let (verdicts, mut news) = mpsc::unbounded_channel();
-    let mut balancer = Balancer::new(config, verdicts)?;
-    balancer.start(&mut news).await?;
+    let (answers, mut told) = mpsc::unbounded_channel();
+    let mut balancer = Balancer::new(config, verdicts, answers)?;
+    balancer.start(&mut news, &mut told).await?;
     ready(&balancer.config);
     notify(&[NotifyState::Ready]);
     loop {
@@ -66,6 +69,7 @@ pub async fn run(load: impl Fn() -> Result<Config>, ready: impl FnOnce(&Config))
                 notify(&[NotifyState::Ready]);
             }
             Some(verdict) = news.recv() => balancer.hear(verdict)?,
+            Some(answer) = told.recv() => balancer.rebuild(answer)?,
             () = tokio::time::sleep(next) => {
                 balancer.look().await?;
                 balancer.apply()?;
@@ -120,6 +124,11 @@ struct Balancer {
     verdicts: mpsc::UnboundedSender<Verdict>,
     checkers: HashMap<String, Checker>,
     up: HashMap<String, bool>,
+    secret: Option<Secret>,
+    answers: mpsc::UnboundedSender<Answer>,
+    askers: HashMap<String, Asker>,
+    /// Backends whose agent has told, or failed to.
+    asked: HashSet<String>,
     ways: HashMap<IpAddr, Way>,
     rings: HashMap<u32, Vec<u32>>,
     endpoint: Option<Endpoint>,
@@ -134,9 +143,14 @@ struct Numbers {
 }
 
 impl Balancer {
-    fn new(config: Config, verdicts: mpsc::UnboundedSender<Verdict>) -> Result<Self> {
+    fn new(
+        config: Config,
+        verdicts: mpsc::UnboundedSender<Verdict>,
+        answers: mpsc::UnboundedSender<Answer>,
+    ) -> Result<Self> {
+        let secret = secret(&config)?;
         let plane = Plane::load(&config.tables, config.pin_directory().as_deref())?;
-        let numbers = Numbers::read(&plane)?;
+        let numbers = Numbers::read(&plane)?.with(&config)?;
         // A predecessor's verdicts hold until there are new ones.
         let mut up = HashMap::new();
         for (name, number) in &numbers.backends {
@@ -152,14 +166,23 @@ impl Balancer {
             verdicts,
             checkers: HashMap::new(),
             up,
+            secret,
+            answers,
+            askers: HashMap::new(),
+            asked: HashSet::new(),
             ways: HashMap::new(),
             rings: HashMap::new(),
             endpoint: None,
         })
     }
 
-    /// Waits for the first verdict on each backend, writes the maps, and attaches the programs.
-    async fn start(&mut self, news: &mut mpsc::UnboundedReceiver<Verdict>) -> Result<()> {
+    /// Waits for the first verdict on each backend and for what its agent tells, writes the maps, and attaches the
+    /// programs. A flow that were balanced before its backend has told it could go to another.
+    async fn start(
+        &mut self,
+        news: &mut mpsc::UnboundedReceiver<Verdict>,
+        told: &mut mpsc::UnboundedReceiver<Answer>,
+    ) -> Result<()> {
         if let Some(addr) = self.config.metrics {
             let plane = Arc::clone(&self.plane);
             self.endpoint = Some(metrics::serve(addr, self.config.name.clone(), plane).await?);
@@ -170,9 +193,15 @@ impl Balancer {
         while self.checkers.keys().any(|backend| !self.up.contains_key(backend)) || !self.knows_all_ways() {
             tokio::select! {
                 Some(verdict) = news.recv() => self.take(verdict),
+                Some(answer) = told.recv() => self.rebuild(answer)?,
                 () = tokio::time::sleep(SOON / 10) => self.look().await?,
                 () = tokio::time::sleep_until(deadline) => break,
             }
+        }
+        // Each asker says within a limited time that it has failed, if it has.
+        while self.askers.keys().any(|backend| !self.asked.contains(backend)) {
+            let Some(answer) = told.recv().await else { break };
+            self.rebuild(answer)?;
         }
         self.apply()?;
         let mut plane = self.plane();
@@ -193,6 +222,7 @@ impl Balancer {
             return Err(Error::Config { place: "reload".into(), message });
         }
         // First everything that can fail.
+        let secret = secret(&config)?;
         let numbers = self.numbers.with(&config)?;
         let endpoint = match config.metrics {
             Some(addr) if self.config.metrics != Some(addr) => {
@@ -209,30 +239,50 @@ impl Balancer {
             self.endpoint = endpoint;
         }
         self.numbers = numbers;
+        self.secret = secret;
         self.config = config;
         self.check();
         self.look().await?;
         self.apply()
     }
 
-    /// Starts and ends checks as the configuration says.
+    /// Starts and ends checks and questions as the configuration says.
     fn check(&mut self) {
-        let mut wanted = HashMap::new();
+        let mut checks = HashMap::new();
+        let mut questions = HashMap::new();
         for service in &self.config.services {
+            let addresses: Vec<_> =
+                service.addresses.iter().map(|a| SocketAddr::new(*a, service.port.get())).collect();
             for backend in &service.backends {
+                let name = full_name(service, backend);
+                if let (Some(agents), Some(secret)) = (&self.config.agents, &self.secret) {
+                    let question = Question {
+                        agent: SocketAddr::new(backend.address, agents.port.get()),
+                        addresses: addresses.clone(),
+                        most: self.config.tables.flows,
+                        secret: secret.clone(),
+                    };
+                    questions.insert(name.clone(), question);
+                }
                 let port = service.check.port.unwrap_or(service.port).get();
-                let target = SocketAddr::new(backend.address, port);
-                wanted.insert(full_name(service, backend), (target, service.check.clone()));
+                checks.insert(name, (SocketAddr::new(backend.address, port), service.check.clone()));
             }
         }
         self.checkers.retain(|name, checker| {
-            wanted.get(name).is_some_and(|(target, check)| checker.same(*target, check))
+            checks.get(name).is_some_and(|(target, check)| checker.same(*target, check))
         });
-        self.up.retain(|name, _| wanted.contains_key(name));
-        for (name, (target, check)) in wanted {
+        self.askers.retain(|name, asker| questions.get(name).is_some_and(|question| asker.same(question)));
+        self.up.retain(|name, _| checks.contains_key(name));
+        for (name, (target, check)) in checks {
             if !self.checkers.contains_key(&name) {
                 let checker = Checker::start(name.clone(), target, check, self.verdicts.clone());
                 self.checkers.insert(name, checker);
+            }
+        }
+        for (name, question) in questions {
+            if !self.askers.contains_key(&name) {
+                let asker = Asker::start(name.clone(), question, self.answers.clone());
+                self.askers.insert(name, asker);
             }
         }
     }
@@ -247,6 +297,35 @@ impl Balancer {
             true => tracing::info!(backend, "up"),
             false => tracing::warn!(backend, reason, "down: takes no new connections"),
         }
+        if let Some(asker) = self.askers.get(&backend).filter(|_| up && self.asked.contains(&backend)) {
+            asker.again();
+        }
+    }
+
+    /// Takes what a backend's agent has told into the tables.
+    fn rebuild(&mut self, answer: Answer) -> Result<()> {
+        let Answer { backend, flows } = answer;
+        // An answer may still come from an asker that has just ended.
+        if !self.askers.contains_key(&backend) {
+            return Ok(());
+        }
+        self.asked.insert(backend.clone());
+        let flows = match flows {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::warn!(backend, %error, "its connections are not told");
+                return Ok(());
+            }
+        };
+        let service = self.config.services.iter().find(|service| {
+            service.backends.iter().any(|candidate| full_name(service, candidate) == backend)
+        });
+        let Some(service) = service else { return Ok(()) };
+        let (id, number) = (self.numbers.services[&service.name], self.numbers.backends[&backend]);
+        let maps = &mut self.plane().tables;
+        let [new_flows, new_tokens] = rebuild::write(maps, id, service.by_token(), number, &flows)?;
+        tracing::info!(backend, told = flows.len(), new_flows, new_tokens, "its connections are told");
+        Ok(())
     }
 
     fn hear(&mut self, verdict: Verdict) -> Result<()> {
@@ -354,6 +433,10 @@ impl Balancer {
     }
 }
 
+fn secret(config: &Config) -> Result<Option<Secret>> {
+    config.agents.as_ref().map(|agents| Secret::load(&agents.secret)).transpose()
+}
+
 fn full_name(service: &config::Service, backend: &config::Backend) -> String {
     format!("{}/{}", service.name, backend.name)
 }
@@ -425,7 +508,7 @@ fn give(
     if numbers.contains_key(&name) {
         return Ok(());
     }
-    let taken: std::collections::HashSet<u32> = numbers.values().copied().collect();
+    let taken: HashSet<u32> = numbers.values().copied().collect();
     match of.find(|number| !taken.contains(number)) {
         Some(number) => {
             numbers.insert(name, number);

@@ -180,13 +180,17 @@ impl Status {
                     name: "flows",
                     entries,
                     size: size(maps.flows.map())?,
-                    evicted: evicted(counter("flows_added") - counter("flows_removed"), entries),
+                    evicted: evicted(
+                        (counter("flows_added") + counter("flows_told"))
+                            .saturating_sub(counter("flows_removed")),
+                        entries,
+                    ),
                 },
                 Table {
                     name: "tokens",
                     entries: tokens,
                     size: size(maps.tokens.map())?,
-                    evicted: evicted(counter("tokens_added"), tokens),
+                    evicted: evicted(counter("tokens_added") + counter("tokens_told"), tokens),
                 },
                 Table { name: "fresh", entries: fresh, size: size(maps.fresh.map())?, evicted: None },
             ],

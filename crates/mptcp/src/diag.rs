@@ -148,6 +148,24 @@ pub async fn connections_without_owners(netns: &Netns) -> Result<Vec<Connection>
     blocking(move || read(&netns)).await
 }
 
+/// Both ends, local and remote, of each TCP connection of `netns` that is no subflow. Needs no privilege.
+pub async fn plain_connections(netns: &Netns) -> Result<Vec<(SocketAddr, SocketAddr)>> {
+    let netns = netns.clone();
+    blocking(move || {
+        let what = format!("list the TCP connections of {}", netns.name());
+        let socket = Socket::open(&netns, SockProtocol::NetlinkSockDiag)?;
+        let mut plain = Vec::new();
+        for message in dump(&socket, &what, libc::IPPROTO_TCP as u32)? {
+            if parse_subflow(&message).ok_or_else(|| malformed(&what))?.is_none() {
+                let (socket, _) = split(&message).ok_or_else(|| malformed(&what))?;
+                plain.push(addresses(&socket));
+            }
+        }
+        Ok(plain)
+    })
+    .await
+}
+
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
     let read = tokio::task::spawn_blocking(read);
     read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

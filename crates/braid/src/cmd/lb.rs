@@ -1,6 +1,6 @@
 //! `braid lb`: the load balancer.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use balancer::agent::{self, Setup};
 use balancer::config::PINS;
+use balancer::report::Secret;
 use balancer::status::{Service, Status};
 use balancer::{Config, run};
 use clap::Subcommand;
@@ -85,13 +86,14 @@ struct Down {
 ///
 /// Puts the service's addresses on lo, sees that it does not answer ARP for them, and raises the limit of subflows. With
 /// --join-port it announces them with that port and takes no joins elsewhere; with --tunnel-from it takes the packets
-/// that a balancer sends in packets (tunnel = true).
+/// that a balancer sends in packets (tunnel = true); with --tell it helps a balancer that has lost its tables.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   braid lb agent --address 10.0.83.1 --interface eth0
   braid lb agent --address 10.0.83.1 --interface eth0 --join-port 8081
-  braid lb agent --address 10.0.83.1 --interface eth0 --tunnel-from 10.0.90.2")]
+  braid lb agent --address 10.0.83.1 --interface eth0 --tunnel-from 10.0.90.2
+  braid lb agent --address 10.0.83.1 --interface eth0 --tell 10.0.90.11:9183 --secret lb.secret")]
 struct Agent {
     /// An address of the service (repeat it for more)
     #[arg(long = "address", value_name = "IP", required = true)]
@@ -108,6 +110,12 @@ struct Agent {
     /// A balancer's address, from which packets come in packets (repeat it for more); needs root of the machine
     #[arg(long, value_name = "IP")]
     tunnel_from: Vec<IpAddr>,
+    /// Tell balancers that have lost their tables ([agents] in their file) of connections, here
+    #[arg(long, value_name = "ADDR:PORT", requires = "secret")]
+    tell: Option<SocketAddr>,
+    /// File with the secret that they must know: 16 to 1024 bytes, not for everybody to read
+    #[arg(long, value_name = "FILE", requires = "tell")]
+    secret: Option<PathBuf>,
 }
 
 /// Which pinned balancer.
@@ -162,7 +170,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 impl Agent {
     fn run(self) -> Result<ExitCode> {
+        let secret = self.secret.as_deref().map(Secret::load).transpose()?;
         let setup = Setup {
+            tell: self.tell.zip(secret),
             addresses: self.addresses,
             join_port: self.join_port,
             subflows: self.subflows,

@@ -3,5 +3,6 @@
 
 mod lifecycle;
 mod net;
+mod rebuild;
 mod steering;
 mod tunnel;

@@ -18,7 +18,7 @@ use lab::process::{Process, Watch};
 use lab::{Lab, Scenario};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 use mptcp::socket::{self, Options};
-use mptcp::{Netns, counters, diag};
+use mptcp::{Netns, counters, diag, sysctl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -213,6 +213,29 @@ impl Net {
         mptcp::sys::die_with_parent(&mut command);
         let watch = Watch { line: Some("balancing on".into()), ..Watch::default() };
         Process::spawn("braid lb", command, watch).await.unwrap()
+    }
+
+    /// `braid lb agent` on backend `n`, which has set it up already.
+    pub async fn agent(&self, n: usize, arguments: &[&str]) -> Process {
+        let mut command = self.braid(&format!("app-{n}"), &[&["lb", "agent"], arguments].concat());
+        command.env("BRAID_LOG", "info").process_group(0);
+        mptcp::sys::die_with_parent(&mut command);
+        let watch = Watch { line: Some("taking packets".into()), ..Watch::default() };
+        let process = Process::spawn("braid lb agent", command, watch).await.unwrap();
+        process.expect_ready().await;
+        process
+    }
+
+    /// Takes away what is set up on the backends, for an agent to do it.
+    pub fn bare(&self) {
+        for n in 1..=self.backends {
+            let app = format!("app-{n}");
+            self.ok(&app, "ip address delete 10.83.0.1/32 dev lo");
+            self.ok(&app, "ip address delete fd83::1/128 dev lo");
+            for key in ["arp_ignore", "arp_announce"] {
+                sysctl::set(self.lab.netns(&app), &format!("net.ipv4.conf.all.{key}"), "0").unwrap();
+            }
+        }
     }
 
     /// `braid` in `node`, where it sees the test's BPF file system.

@@ -1,33 +1,6 @@
 //! Backends behind a router, and the agent that sets backends up.
 
-use std::os::unix::process::CommandExt as _;
-
-use lab::process::{Process, Watch};
-
-use crate::net::{Net, Ready as _, VIP, VIP6, may_load_bpf};
-
-/// `braid lb agent` on backend `n`.
-async fn agent(net: &Net, n: usize, arguments: &[&str]) -> Process {
-    let mut command = net.braid(&format!("app-{n}"), &[&["lb", "agent"], arguments].concat());
-    command.process_group(0);
-    mptcp::sys::die_with_parent(&mut command);
-    let watch = Watch { line: Some("taking packets".into()), ..Watch::default() };
-    let process = Process::spawn("braid lb agent", command, watch).await.unwrap();
-    process.expect_ready().await;
-    process
-}
-
-/// Takes away what the network of these tests has set up on its backends.
-fn bare(net: &Net) {
-    for n in 1..=net.backends {
-        let app = format!("app-{n}");
-        net.ok(&app, "ip address delete 10.83.0.1/32 dev lo");
-        net.ok(&app, "ip address delete fd83::1/128 dev lo");
-        for key in ["arp_ignore", "arp_announce"] {
-            mptcp::sysctl::set(net.lab.netns(&app), &format!("net.ipv4.conf.all.{key}"), "0").unwrap();
-        }
-    }
-}
+use crate::net::{Net, VIP, VIP6, may_load_bpf};
 
 fn state_of(net: &Net, app: &str) -> String {
     let keys = "net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv4.conf.all.rp_filter \
@@ -47,14 +20,14 @@ async fn an_agent_sets_a_backend_up_for_the_port_scheme_and_undoes_it() {
         return;
     }
     let net = Net::new(2).await;
-    bare(&net);
+    net.bare();
     let before = state_of(&net, "app-1");
     let mut agents = Vec::new();
     for n in [1, 2] {
         let port = format!("808{n}");
         let arguments =
             ["--address", "10.83.0.1", "--address", "fd83::1", "--join-port", &port, "--interface", "eth0"];
-        agents.push(agent(&net, n, &arguments).await);
+        agents.push(net.agent(n, &arguments).await);
     }
     let file = net.config("pin = false", "join = \"port\"", |n| format!("join_port = 808{n}"));
     let _balancer = net.balancer(&file).await;
@@ -80,13 +53,13 @@ async fn backends_behind_a_router_get_their_packets_in_packets() {
         return;
     }
     let net = Net::new(2).await;
-    bare(&net);
+    net.bare();
     net.joins().await;
     let mut agents = Vec::new();
     for n in [1, 2] {
         let arguments = ["--address", "10.83.0.1", "--address", "fd83::1", "--interface", "eth0"];
         let peer = ["--tunnel-from", "10.90.0.2"];
-        agents.push(agent(&net, n, &[&arguments[..], &peer].concat()).await);
+        agents.push(net.agent(n, &[&arguments[..], &peer].concat()).await);
         // The balancer reaches it by way of the router alone.
         net.ok("lb", &format!("ip route add 10.90.0.{}/32 via 10.90.0.1", n + 10));
     }
