@@ -184,11 +184,6 @@ impl Service {
     pub fn by_token(&self) -> bool {
         matches!(self.join, Join::Token | Join::Both)
     }
-
-    /// Has each backend a port for joins?
-    pub fn by_port(&self) -> bool {
-        matches!(self.join, Join::Port | Join::Both)
-    }
 }
 
 impl Config {
@@ -318,9 +313,11 @@ impl Service {
             if backend.weight > 100 {
                 return there(format!("weight: {} is more than 100", backend.weight));
             }
-            match (self.by_port(), backend.join_port) {
-                (true, None) => return there(format!("join_port is missing (join = {:?})", self.join)),
-                (false, Some(_)) => return there("join_port: joins don't go by port (join)".into()),
+            match (self.join, backend.join_port) {
+                (Join::Port, None) => return there("join_port is missing (join = \"port\")".into()),
+                (Join::Token | Join::Off, Some(_)) => {
+                    return there("join_port: joins don't go by port (join = \"port\" or \"both\")".into());
+                }
                 _ => {}
             }
         }
@@ -409,7 +406,7 @@ address = "10.0.90.11"
         assert_eq!(config.name, "lb");
         assert_eq!(config.pin_directory(), Some(PathBuf::from("/sys/fs/bpf/braid-lb/lb")));
         let service = &config.services[0];
-        assert!(service.by_token() && !service.by_port());
+        assert!(service.by_token());
         assert_eq!((service.check.kind, service.backends[0].weight), (CheckKind::Tcp, 1));
     }
 
@@ -485,7 +482,7 @@ address = "10.0.90.11"
     #[test]
     fn an_address_and_port_serves_one_thing_only() {
         let port = GOOD.replace("port = 80", "port = 80\njoin = \"both\"");
-        assert!(read(&format!("{port}join_port = 8081")).is_ok());
+        assert!(read(&port).is_ok() && read(&format!("{port}join_port = 8081")).is_ok());
         let error = read(&format!("{port}join_port = 80")).unwrap_err().to_string();
         assert_eq!(error, "/etc/braid/lb.toml: service web: 10.0.83.1:80 is taken already");
     }

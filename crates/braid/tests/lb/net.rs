@@ -3,7 +3,8 @@
 //! ```text
 //! client eth0 10.81.0.10 ── router ──┐            10.83.0.1 and fd83::1 are the service's,
 //!        eth1 10.81.1.10 ──   │      ├─ lb        on lo of each backend
-//!        eth2 10.81.2.10 ──   │      ├─ app-1 ... app-N
+//!        eth2 10.81.2.10 ──   │      ├─ lb-2      idle in most tests
+//!                                    ├─ app-1 ... app-N
 //! ```
 
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use lab::process::{Process, Watch};
 use lab::{Lab, Scenario};
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
-use mptcp::socket::{self, Options};
+use mptcp::socket::{self, Options, Protocol};
 use mptcp::{Netns, counters, diag, sysctl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
@@ -70,6 +71,8 @@ impl Net {
             routes = [{ to = "10.83.0.1/32", via = "10.90.0.2" }, { to = "fd83::1/128", via = "fd90::2" }]
             [nodes.lb]
             routes = [{ to = "0.0.0.0/0", via = "10.90.0.1" }, { to = "::/0", via = "fd90::1" }]
+            [nodes.lb-2]
+            routes = [{ to = "0.0.0.0/0", via = "10.90.0.1" }, { to = "::/0", via = "fd90::1" }]
             [nodes.switch]
             [links.lan-router]
             a = { node = "router", dev = "lan", addresses = ["10.90.0.1/24", "fd90::1/64"] }
@@ -77,6 +80,9 @@ impl Net {
             [links.lan-lb]
             a = { node = "lb", dev = "eth0", addresses = ["10.90.0.2/24", "fd90::2/64"] }
             b = { node = "switch", dev = "lb" }
+            [links.lan-lb-2]
+            a = { node = "lb-2", dev = "eth0", addresses = ["10.90.0.3/24", "fd90::3/64"] }
+            b = { node = "switch", dev = "lb2" }
             "#,
         );
         for n in 0..3 {
@@ -121,9 +127,8 @@ impl Net {
         let net = Net { lab, backends, mounts };
         net.ok("switch", "ip link add br0 type bridge");
         net.ok("switch", "ip link set br0 up");
-        for port in
-            ["router".into(), "lb".into()].into_iter().chain((1..=backends).map(|n| format!("app{n}")))
-        {
+        let apps = (1..=backends).map(|n| format!("app{n}"));
+        for port in ["router", "lb", "lb2"].into_iter().map(String::from).chain(apps) {
             net.ok("switch", &format!("ip link set {port} master br0"));
         }
         for n in 1..=backends {
@@ -247,6 +252,13 @@ impl Net {
         command
     }
 
+    /// Ends a pinned balancer, tables and all.
+    pub async fn down(&self, balancer: Process) {
+        let output = self.braid("lb", &["lb", "down", self.name()]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        balancer.exit().await;
+    }
+
     /// A process that sees the test's BPF file system.
     pub fn holder(&self) -> u32 {
         self.mounts.pid()
@@ -254,9 +266,20 @@ impl Net {
 
     /// What `braid lb status --json` prints.
     pub fn status(&self) -> Value {
-        let output = self.braid("lb", &["lb", "status", self.name(), "--json"]).output().unwrap();
+        self.status_of(self.name())
+    }
+
+    /// The same of another balancer.
+    pub fn status_of(&self, name: &str) -> Value {
+        let output = self.braid("lb", &["lb", "status", name, "--json"]).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A counter in a status, of those that belong to no backend.
+    pub fn counted(&self, status: &Value, name: &str) -> u64 {
+        let counters = status["counters"].as_array().unwrap();
+        counters.iter().find(|counter| counter[0] == *name).map_or(0, |counter| counter[1].as_u64().unwrap())
     }
 
     /// Waits until backend `n` has this state.
@@ -273,13 +296,18 @@ impl Net {
     /// `count` connections of the client to `to`, each having echoed something. A client opens its joins when the
     /// server has acknowledged data.
     pub async fn connect(&self, count: usize, to: &str) -> Vec<TcpStream> {
+        self.connect_by(Protocol::Mptcp, count, to).await
+    }
+
+    pub async fn connect_by(&self, protocol: Protocol, count: usize, to: &str) -> Vec<TcpStream> {
         let mut streams = Vec::new();
         let mut begun = JoinSet::new();
         for _ in 0..count {
             if begun.len() == 50 {
                 streams.push(begun.join_next().await.unwrap().unwrap());
             }
-            let options = Options { netns: Some(self.lab.netns("client").clone()), ..Options::default() };
+            let netns = Some(self.lab.netns("client").clone());
+            let options = Options { netns, protocol, ..Options::default() };
             let to = to.to_string();
             begun.spawn(async move {
                 let give_up = Instant::now() + PATIENCE;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use lab::process::Process;
-use mptcp::socket::{self, Options, Protocol};
+use mptcp::socket::Protocol;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,15 +31,7 @@ async fn agent(net: &Net, n: usize, secret: &Path) -> Process {
 }
 
 fn counter(net: &Net, name: &str) -> u64 {
-    let status = net.status();
-    let counters = status["counters"].as_array().unwrap();
-    counters.iter().find(|counter| counter[0] == *name).map_or(0, |counter| counter[1].as_u64().unwrap())
-}
-
-/// The balancer's machine forgets everything.
-async fn forget(net: &Net, balancer: Process) {
-    assert!(net.braid("lb", &["lb", "down", net.name()]).status().unwrap().success());
-    balancer.exit().await;
+    net.counted(&net.status(), name)
 }
 
 #[tokio::test]
@@ -57,7 +49,7 @@ async fn late_joins_are_lost_with_the_tables_until_the_agents_have_told_their_co
     let on = [net.connections_of(1).await, net.connections_of(2).await];
     assert!(on[0] > 10 && on[1] > 10, "{on:?}");
 
-    forget(&net, balancer).await;
+    net.down(balancer).await;
     let balancer = net.balancer(&without).await;
     net.joins().await;
     until("120 joins with unknown tokens", async || {
@@ -75,7 +67,7 @@ async fn late_joins_are_lost_with_the_tables_until_the_agents_have_told_their_co
     for stream in &mut streams {
         echo(stream).await;
     }
-    forget(&net, balancer).await;
+    net.down(balancer).await;
 }
 
 /// Its ring does not lead to the first backend any more: only what has been told can.
@@ -91,19 +83,12 @@ async fn a_new_balancer_finds_flows_and_late_joins_of_a_backend_that_drains() {
     let balancer = net.balancer(&net.config(&agents(&secret), "", |_| String::new())).await;
     let mut streams = net.connect(50, VIP).await;
     streams.extend(net.connect(20, VIP6).await);
-    let mut plain = Vec::new();
-    for to in [VIP, VIP6].repeat(10) {
-        let netns = Some(net.lab.netns("client").clone());
-        let options = Options { netns, protocol: Protocol::Tcp, ..Options::default() };
-        plain.push(socket::dial(to, &options).await.unwrap());
-    }
-    for stream in &mut plain {
-        echo(stream).await;
-    }
+    let mut plain = net.connect_by(Protocol::Tcp, 10, VIP).await;
+    plain.extend(net.connect_by(Protocol::Tcp, 10, VIP6).await);
     let on_first = net.connections_of(1).await;
     assert!(on_first > 10, "{on_first}");
 
-    forget(&net, balancer).await;
+    net.down(balancer).await;
     let drains =
         net.config(&agents(&secret), "", |n| if n == 1 { "drain = true".into() } else { String::new() });
     let balancer = net.balancer(&drains).await;
@@ -115,7 +100,7 @@ async fn a_new_balancer_finds_flows_and_late_joins_of_a_backend_that_drains() {
     net.all_joined(70, 3).await;
     assert_eq!(net.on_backends("MPTcpExtMPJoinNoTokenFound"), 0);
     assert_eq!(net.connections_of(1).await, on_first);
-    forget(&net, balancer).await;
+    net.down(balancer).await;
 }
 
 #[tokio::test]
@@ -133,7 +118,7 @@ async fn an_agent_with_another_secret_is_named_and_changes_nothing_until_it_has_
     let _streams = net.connect(40, VIP).await;
     let on = [net.connections_of(1).await as u64, net.connections_of(2).await as u64];
 
-    forget(&net, balancer).await;
+    net.down(balancer).await;
     let balancer = net.balancer(&net.config(&agents(&right), "", |_| String::new())).await;
     let lines = balancer.last_lines();
     let refusals: Vec<_> = lines.iter().filter(|line| line.contains("another secret")).collect();
@@ -155,5 +140,5 @@ async fn an_agent_with_another_secret_is_named_and_changes_nothing_until_it_has_
     net.ok("app-1", "ip link set eth0 up");
     until("one more question", async || (told() > before).then_some(())).await;
     assert_eq!(counter(&net, "flows_told"), on[0] + on[1]);
-    forget(&net, balancer).await;
+    net.down(balancer).await;
 }

@@ -27,6 +27,33 @@ async fn a_join_finds_its_connection_also_from_and_to_the_other_family() {
     assert_eq!(net.on_backends(NO_TOKEN), 0);
 }
 
+/// One backend announces a port, the other has nothing set up: each gets its joins its own way.
+#[tokio::test]
+async fn joins_go_by_port_where_a_backend_announces_one_and_else_by_token() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(2).await;
+    net.ok("app-1", "ip mptcp endpoint add 10.83.0.1 id 1 port 8081 signal");
+    sysctl::set(net.lab.netns("app-1"), "net.mptcp.allow_join_initial_addr_port", "0").unwrap();
+    net.ok("client", "ip mptcp limits set subflows 2 add_addr_accepted 1");
+    for n in [1, 2] {
+        net.ok("client", &format!("ip mptcp endpoint add 10.81.{n}.10 subflow fullmesh"));
+    }
+    let port = |n| if n == 1 { "join_port = 8081".into() } else { String::new() };
+    let balancer = net.balancer(&net.config("", "join = \"both\"", port)).await;
+    let _streams = net.connect(40, VIP).await;
+    net.all_joined(40, 3).await;
+    assert_eq!(net.on_backends(NO_TOKEN), 0);
+    let on = [net.connections_of(1).await, net.connections_of(2).await];
+    assert!(on[0] > 5 && on[1] > 5, "{on:?}");
+    let status = net.status();
+    let joins = |n: usize| status["services"][0]["backends"][n]["joins"].clone();
+    assert_eq!(joins(0), serde_json::json!({ "token": 0, "port": 2 * on[0], "hash": 0 }));
+    assert_eq!(joins(1), serde_json::json!({ "token": 2 * on[1], "port": 0, "hash": 0 }));
+    net.down(balancer).await;
+}
+
 /// A thousand connections with two joins each find their backends; then, without steering, joins of a hundred more land
 /// anywhere: one in `backends` is right by chance.
 async fn a_thousand_connections(backends: usize) {
