@@ -57,7 +57,7 @@ impl Error {
 }
 
 /// The system's error text without Rust's `(os error N)`.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => nix::errno::Errno::from_raw(code).desc().to_string(),
         None => error.to_string(),

@@ -21,6 +21,7 @@
 //! | `caller` | what can be looked at of the one who called |
 //! | `options` | socket options: which MPTCP refuses, and copying them |
 //! | [`report`] | what became of the sockets |
+//! | [`service`] | the same for a unit of systemd, as a drop-in |
 //! | [`mptcpify`] | another way, for every program of a host or a control group: BPF |
 //!
 //! The supervisor ends when the last process under the filter has ended. If it is killed, the kernel fails the calls
@@ -34,6 +35,7 @@ pub mod mptcpify;
 mod options;
 mod program;
 pub mod report;
+pub mod service;
 mod start;
 mod supervisor;
 

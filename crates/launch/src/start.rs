@@ -25,6 +25,8 @@ use crate::{Error, Result, filter, options, program};
 pub struct Plan {
     /// Name or path of the program.
     pub program: OsString,
+    /// What it is told to be its own name, `argv[0]`; else that is `program`.
+    pub own_name: Option<OsString>,
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// Start nothing where MPTCP is not available.
@@ -105,7 +107,7 @@ fn start(plan: &Plan, note: fn(&dyn Display)) -> Result<std::convert::Infallible
             })?;
         }
     }
-    let mut words = vec![plan.program.clone()];
+    let mut words = vec![plan.own_name.clone().unwrap_or_else(|| plan.program.clone())];
     words.extend_from_slice(&plan.arguments);
     let mut error = process::exec(&path, &words);
     // A script without a first line that names its interpreter is the shell's, execvp(3) has it.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use launch::Role;
 use launch::report::{Report, ReportTo};
+use launch::service::{self, Systemd};
 
 use crate::output;
 
@@ -28,7 +29,9 @@ Examples:
   braid run --report iperf3 -c server.example
   braid run --only server --port 80,443 -- nginx -g 'daemon off;'
   braid run --exclude ssh,git -- make -j 4 download
-  braid run --require openvpn --config client.ovpn")]
+  braid run --require openvpn --config client.ovpn
+  braid run --service nginx --only server     # prints a drop-in for systemd
+  braid run --service web.socket              # for a socket unit, with systemd 257 and newer")]
 pub struct Args {
     /// Only sockets that listen, or only those that connect
     #[arg(long, value_name = "ROLE")]
@@ -51,8 +54,14 @@ pub struct Args {
     /// Write the report as JSON
     #[arg(long, requires = "report")]
     json: bool,
+    /// What the program is told to be its own name (`argv[0]`), instead of CMD
+    #[arg(long, value_name = "NAME")]
+    argv0: Option<OsString>,
+    /// Run nothing: print the drop-in that makes systemd run UNIT so, with the options given here
+    #[arg(long, value_name = "UNIT", conflicts_with_all = ["command", "argv0"])]
+    service: Option<String>,
     /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    #[arg(required_unless_present = "service", trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -63,10 +72,15 @@ enum Only {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
+    if let Some(unit) = &args.service {
+        output::raw(drop_in(&args, unit)?.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = args.report.map(|file| report_to(file, args.json)).transpose()?;
     let mut words = args.command.into_iter();
     let plan = launch::Plan {
         program: words.next().unwrap_or_default(),
+        own_name: args.argv0,
         arguments: words.collect(),
         require: args.require,
         exclude: args.exclude,
@@ -81,6 +95,34 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let error = launch::run(&plan, |text| output::note(format_args!("braid: {text}")));
     output::note(format_args!("braid: {error}"));
     Ok(ExitCode::from(error.exit_code()))
+}
+
+/// The drop-in for `unit`, with the other options of the command line in it.
+fn drop_in(args: &Args, unit: &str) -> Result<String> {
+    let braid = std::env::current_exe().context("find braid's own file")?;
+    let mut run = vec![braid.display().to_string(), "run".into()];
+    let mut list = |option: &str, values: &[String]| {
+        if !values.is_empty() {
+            run.extend([option.into(), values.join(",")]);
+        }
+    };
+    list("--only", &args.only.map(|only| format!("{only:?}").to_lowercase()).into_iter().collect::<Vec<_>>());
+    list("--port", &args.port.iter().map(ToString::to_string).collect::<Vec<_>>());
+    list("--exclude", &args.exclude);
+    list("--compat", &args.compat);
+    if args.require {
+        run.push("--require".into());
+    }
+    match &args.report {
+        // A service has another working directory.
+        Some(Some(file)) => run.push(format!("--report={}", std::path::absolute(file)?.display())),
+        Some(None) => run.push("--report".into()),
+        None => {}
+    }
+    if args.json {
+        run.push("--json".into());
+    }
+    Ok(service::drop_in(unit, &run, &Systemd::of_this_host())?)
 }
 
 fn report_to(file: Option<PathBuf>, json: bool) -> Result<ReportTo> {

@@ -275,6 +275,49 @@ fn sockets_keep_their_flags_and_descriptor_numbers() {
 }
 
 #[test]
+fn the_drop_in_of_a_service_has_braid_itself_with_its_options() {
+    let (net, dir) = (Net::new(), tempfile::tempdir().unwrap());
+    let files = [
+        ("web.service", "[Service]\nExecStart=-/usr/bin/web 'a b'\n"),
+        ("web.socket", "[Socket]\nListenStream=/run/web\n"),
+    ];
+    for (name, text) in files {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let run = |line: &str| {
+        net.command(&format!("braid run {line}")).env("SYSTEMD_UNIT_PATH", dir.path()).output().unwrap()
+    };
+    let options = "--only server --port 80,443 --exclude git --compat web --report=/run/web --json";
+    let output = run(&format!("--service web {options}"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("# /etc/systemd/system/web.service.d/zz-braid.conf\n"), "{text}");
+    let expected =
+        format!("\n[Service]\nExecStart=\nExecStart=-{BRAID} run {options} -- /usr/bin/web 'a b'\n");
+    assert!(text.ends_with(&expected), "{text}");
+    let relative = run("--service web --require --report=here");
+    let here = std::env::current_dir().unwrap();
+    let expected = format!(" run --require --report={}/here -- /usr/bin/web", here.display());
+    assert!(String::from_utf8(relative.stdout).unwrap().contains(&expected));
+
+    for (unit, refusal) in [
+        ("wob", format!("no unit wob.service in {}", dir.path().display())),
+        ("web.socket", "web.socket has no ListenStream= with a TCP port".into()),
+    ] {
+        let output = run(&format!("--service {unit}"));
+        let says = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((says, output.stdout.len()), (format!("braid: {refusal}\n"), 0));
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
+
+#[test]
+fn a_program_may_be_told_another_name_than_its_own() {
+    let net = Net::new();
+    let output = net.command("braid run --argv0 other sh -c").arg("echo $0").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "other\n");
+}
+
+#[test]
 fn an_exit_code_or_signal_is_the_programs_own() {
     let net = Net::new();
     assert_eq!(net.output("braid run true").status.code(), Some(0));
