@@ -147,6 +147,8 @@ pub fn patience<'c>(checks: impl Iterator<Item = &'c Check>) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -195,6 +197,58 @@ mod tests {
     async fn a_listener_that_speaks_tcp_only_is_not_an_mptcp_backend() {
         assert_eq!(answers(b"", CheckKind::Tcp).await, Ok(()));
         assert_eq!(answers(b"", CheckKind::Mptcp).await, Err("accepts TCP only".into()));
+    }
+
+    fn often(kind: CheckKind) -> Check {
+        let (interval, timeout) = (Duration::from_millis(5), Duration::from_secs(20));
+        Check { kind, interval, timeout, rise: 3, fall: 2, ..Check::default() }
+    }
+
+    #[tokio::test]
+    async fn a_backend_goes_down_after_fall_bad_answers_and_up_after_rise_good_ones() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        // Answers yet to be given: good, bad, and then good ones only.
+        let mut plan = [vec![true, false, true, false, false], vec![true, true, false]].concat().into_iter();
+        let given = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&given);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let good = plan.next().unwrap_or(true);
+                record.lock().unwrap().push(good);
+                let _ = stream.read(&mut [0; 1024]).await;
+                let reply: &[u8] = if good { b"HTTP/1.1 204 Up\r\n\r\n" } else { b"HTTP/1.1 503 No\r\n\r\n" };
+                let _ = stream.write_all(reply).await;
+            }
+        });
+        let (to, mut verdicts) = mpsc::unbounded_channel();
+        let _checker = Checker::start("web/app".into(), target, often(CheckKind::Http), to);
+        for (up, answers) in [(true, 1), (false, 5), (true, 11)] {
+            let verdict = verdicts.recv().await.unwrap();
+            assert_eq!(verdict.up, up);
+            assert_eq!(verdict.reason, if up { "" } else { "answers HTTP/1.1 503" });
+            // More may have been given since.
+            let given = given.lock().unwrap().len();
+            assert!(given >= answers, "{up} after {given}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_ends_and_comes_back_is_down_and_up() {
+        for (kind, protocol) in [(CheckKind::Tcp, Protocol::Tcp), (CheckKind::Mptcp, Protocol::Mptcp)] {
+            // An address of its own, so that nobody else takes the port meanwhile.
+            let options = Options { protocol, ..Options::default() };
+            let listener = socket::listen("127.83.4.1:0".parse().unwrap(), &options).unwrap();
+            let target = listener.local_addr().unwrap();
+            let (to, mut verdicts) = mpsc::unbounded_channel();
+            let _checker = Checker::start("web/app".into(), target, often(kind), to);
+            assert!(verdicts.recv().await.unwrap().up);
+            drop(listener);
+            let verdict = verdicts.recv().await.unwrap();
+            assert!(!verdict.up && !verdict.reason.is_empty(), "{verdict:?}");
+            let _listener = socket::listen(target, &options).unwrap();
+            assert!(verdicts.recv().await.unwrap().up);
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,7 +113,7 @@ pub fn down(pins: &Path, name: &str) -> Result<()> {
         }
     };
     plane::remove(&directory)?;
-    lock.remove();
+    drop(lock);
     Ok(())
 }
 
@@ -523,14 +524,14 @@ fn give(
     }
 }
 
-/// One balancer of each name: its daemon holds this file locked.
+/// One balancer of each name: its daemon holds this file locked, and removes it at the end.
 struct Lock {
-    file: Flock<File>,
-    path: std::path::PathBuf,
+    path: PathBuf,
+    _file: Flock<File>,
 }
 
 impl Lock {
-    fn path(name: &str) -> std::path::PathBuf {
+    fn path(name: &str) -> PathBuf {
         Path::new(LOCKS).join(name)
     }
 
@@ -538,18 +539,26 @@ impl Lock {
         let path = Self::path(name);
         let failed = |error: std::io::Error| Error::io(format!("lock {}", path.display()), error);
         std::fs::create_dir_all(LOCKS).map_err(failed)?;
-        let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
-        match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-                write!(file, "{}", std::process::id()).map_err(failed)?;
-                Ok(Lock { file, path })
+        loop {
+            let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+                Ok(mut file) => {
+                    // The holder before may have removed it between opening and locking.
+                    let here = file.metadata().map_err(failed)?.ino();
+                    if std::fs::metadata(&path).map(|there| there.ino()).ok() != Some(here) {
+                        continue;
+                    }
+                    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+                    write!(file, "{}", std::process::id()).map_err(failed)?;
+                    return Ok(Lock { path, _file: file });
+                }
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    let holder = Self::holder(name).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+                    let message = format!("runs already{holder}");
+                    return Err(Error::Balancer { name: name.into(), message });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
             }
-            Err((_, Errno::EWOULDBLOCK)) => {
-                let holder = Self::holder(name).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-                Err(Error::Balancer { name: name.into(), message: format!("runs already{holder}") })
-            }
-            Err((_, error)) => Err(failed(error.into())),
         }
     }
 
@@ -558,12 +567,13 @@ impl Lock {
         File::open(Self::path(name)).ok()?.read_to_string(&mut text).ok()?;
         text.parse().ok().map(Pid::from_raw)
     }
+}
 
-    fn remove(self) {
+impl Drop for Lock {
+    fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(%error, "lock not removed");
         }
-        drop(self.file);
     }
 }
 

@@ -7,20 +7,13 @@ use lab::process::Process;
 use mptcp::socket::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::net::TcpStream;
 
-use crate::net::{Net, PATIENCE, VIP, echo, may_load_bpf, until};
+use crate::net::{Net, Traffic, VIP, may_load_bpf, until};
 
 const NO_TOKEN: &str = "MPTcpExtMPJoinNoTokenFound";
 
 fn signal(process: &Process, signal: Signal) {
     kill(Pid::from_raw(process.pid() as i32), signal).unwrap();
-}
-
-async fn all_echo(streams: &mut [TcpStream]) {
-    for stream in streams {
-        echo(stream).await;
-    }
 }
 
 fn down(net: &Net) -> Output {
@@ -35,25 +28,27 @@ async fn a_balancer_that_is_killed_or_stopped_loses_no_connection_and_no_late_jo
     let net = Net::new(2).await;
     let file = net.config("", "", |_| String::new());
     let balancer = net.balancer(&file).await;
-    let mut streams = net.connect(20, VIP).await;
+    let mut traffic = Traffic::over(net.connect(20, VIP).await);
 
     signal(&balancer, Signal::SIGKILL);
     balancer.exit().await;
-    all_echo(&mut streams).await;
+    traffic.all_go_on().await;
     // Without a program, new connections are balanced too.
-    streams.extend(net.connect(20, VIP).await);
+    let mut more = Traffic::over(net.connect(20, VIP).await);
     let balancer = net.balancer(&file).await;
-    all_echo(&mut streams).await;
-    streams.extend(net.connect(10, VIP).await);
+    traffic.all_go_on().await;
+    more.all_go_on().await;
+    let _idle = net.connect(10, VIP).await;
 
     signal(&balancer, Signal::SIGTERM);
     assert!(balancer.exit().await.success());
-    all_echo(&mut streams).await;
+    traffic.all_go_on().await;
     let _balancer = net.balancer(&file).await;
     net.joins().await;
     net.all_joined(50, 3).await;
     assert_eq!(net.on_backends(NO_TOKEN), 0);
-    all_echo(&mut streams).await;
+    traffic.all_go_on().await;
+    more.all_go_on().await;
     assert!(down(&net).status.success());
 }
 
@@ -64,18 +59,20 @@ async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
     }
     let net = Net::new(2).await;
     let balancer = net.balancer(&net.config("", "", |_| String::new())).await;
-    let mut streams = net.connect(20, VIP).await;
+    let mut traffic = Traffic::over(net.connect(20, VIP).await);
     let before = net.connections_of(1).await;
     assert!(before > 0);
 
     net.config("", "", |n| if n == 1 { "drain = true".into() } else { String::new() });
     signal(&balancer, Signal::SIGHUP);
     net.state(1, "draining").await;
-    streams.extend(net.connect(20, VIP).await);
+    let mut more = Traffic::over(net.connect(20, VIP).await);
     assert_eq!(net.connections_of(1).await, before);
     net.joins().await;
     net.all_joined(40, 3).await;
-    all_echo(&mut streams).await;
+    assert_eq!(net.on_backends(NO_TOKEN), 0);
+    traffic.all_go_on().await;
+    more.all_go_on().await;
 
     // A file with an error changes nothing.
     net.config("", "prt = 80", |_| String::new());
@@ -83,6 +80,7 @@ async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
     until("a word on the error", async || balancer.last_words().contains("nothing changed").then_some(()))
         .await;
     net.state(1, "draining").await;
+    traffic.all_go_on().await;
 
     // And one without the backend takes it out: its connections end, the others don't.
     net.config("", "", |n| if n == 1 { "absent".into() } else { String::new() });
@@ -91,8 +89,9 @@ async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
         (net.status()["services"][0]["backends"].as_array().unwrap().len() == 1).then_some(())
     })
     .await;
-    let mut fresh = net.connect(5, VIP).await;
-    all_echo(&mut fresh).await;
+    let _fresh = net.connect(5, VIP).await;
+    traffic.go_on(20 - before).await;
+    more.all_go_on().await;
     assert_eq!(net.connections_of(2).await, 40 - before + 5);
     assert!(down(&net).status.success());
 }
@@ -105,29 +104,20 @@ async fn a_dead_backend_takes_no_connection_of_another_with_it() {
     let net = Net::new(2).await;
     net.joins().await;
     let _balancer = net.balancer(&net.config("", "", |_| String::new())).await;
-    let streams = net.connect(20, VIP).await;
+    let mut traffic = Traffic::over(net.connect(20, VIP).await);
     net.all_joined(20, 3).await;
     let on_second = net.connections_of(2).await;
     assert!(on_second > 0);
 
-    net.ok("app-1", "ip link set eth0 down");
+    net.ok("switch", "ip link set app1 down");
     net.state(1, "down").await;
-    let fresh = net.connect(10, VIP).await;
+    let mut fresh = Traffic::over(net.connect(10, VIP).await);
     assert_eq!(net.connections_of(2).await, on_second + 10);
-    let (heard, mut answers) = tokio::sync::mpsc::unbounded_channel();
-    for mut stream in streams.into_iter().chain(fresh) {
-        let heard = heard.clone();
-        tokio::spawn(async move {
-            echo(&mut stream).await;
-            heard.send(stream)
-        });
-    }
-    for _ in 0..on_second + 10 {
-        let answer = tokio::time::timeout(PATIENCE, answers.recv()).await;
-        answer.expect("an echo of each connection of the living backend");
-    }
-    net.ok("app-1", "ip link set eth0 up");
+    traffic.go_on(on_second).await;
+    fresh.all_go_on().await;
+    net.ok("switch", "ip link set app1 up");
     net.state(1, "up").await;
+    traffic.all_go_on().await;
     assert!(down(&net).status.success());
 }
 

@@ -13,6 +13,8 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use lab::process::{Process, Watch};
@@ -48,7 +50,7 @@ pub fn may_load_bpf() -> bool {
 pub struct Net {
     pub lab: Lab,
     pub backends: usize,
-    /// Holds a mount namespace with a BPF file system, which goes with it.
+    /// Holds a mount namespace with a BPF file system and a directory for locks, which go with it.
     mounts: Process,
 }
 
@@ -120,7 +122,10 @@ impl Net {
         let lab = Lab::build(&scenario).await.unwrap();
         let mut holder = lab.command("lb", "unshare").unwrap();
         holder.args(["--mount", "--propagation", "private", "sh", "-euc"]);
-        holder.arg("mount -t bpf bpf /sys/fs/bpf; echo mounted; exec sleep 100000");
+        holder.arg(
+            "mount -t bpf bpf /sys/fs/bpf; mkdir -p /run/braid-lb; mount -t tmpfs none /run/braid-lb; \
+             echo mounted; exec sleep 100000",
+        );
         let watch = Watch { line: Some("mounted".into()), ..Watch::default() };
         let mounts = Process::spawn("unshare", holder, watch).await.unwrap();
         mounts.expect_ready().await;
@@ -361,6 +366,62 @@ impl Net {
     pub async fn connections_of(&self, n: usize) -> usize {
         let netns: &Netns = self.lab.netns(&format!("app-{n}"));
         diag::connections(netns).await.unwrap().iter().filter(|c| c.state == "ESTAB").count()
+    }
+}
+
+/// Data that go back and forth over streams all the time, each byte checked.
+pub struct Traffic {
+    rounds: Vec<Arc<AtomicU64>>,
+    tasks: JoinSet<()>,
+}
+
+impl Traffic {
+    pub fn over(streams: Vec<TcpStream>) -> Self {
+        let mut traffic = Traffic { rounds: Vec::new(), tasks: JoinSet::new() };
+        for (number, mut stream) in streams.into_iter().enumerate() {
+            let rounds = Arc::new(AtomicU64::new(0));
+            traffic.rounds.push(Arc::clone(&rounds));
+            traffic.tasks.spawn(async move {
+                loop {
+                    let round = rounds.load(Relaxed);
+                    let sent: Vec<u8> =
+                        (0..8192).map(|n| (n * 7 + round + number as u64 * 31) as u8).collect();
+                    let mut back = vec![0; sent.len()];
+                    if stream.write_all(&sent).await.is_err() || stream.read_exact(&mut back).await.is_err() {
+                        return; // which `go_on` notices
+                    }
+                    assert!(sent == back, "stream {number}, round {round}: other bytes came back");
+                    rounds.store(round + 1, Relaxed);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }
+        traffic
+    }
+
+    pub fn len(&self) -> usize {
+        self.rounds.len()
+    }
+
+    /// Waits until all streams have moved data to the server and back, from now on.
+    pub async fn all_go_on(&mut self) {
+        self.go_on(self.len()).await;
+    }
+
+    /// The same of at least `streams` of them.
+    pub async fn go_on(&mut self, streams: usize) {
+        let before: Vec<u64> = self.rounds.iter().map(|rounds| rounds.load(Relaxed)).collect();
+        until(&format!("traffic on {streams} streams"), async || {
+            while let Some(ended) = self.tasks.try_join_next() {
+                ended.unwrap();
+            }
+            assert!(self.tasks.len() >= streams, "{} of {} streams live", self.tasks.len(), self.len());
+            // The round under way may have been answered before.
+            let moved =
+                self.rounds.iter().zip(&before).filter(|(now, before)| now.load(Relaxed) > *before + 1);
+            (moved.count() >= streams).then_some(())
+        })
+        .await;
     }
 }
 
