@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::abi::{MAX_BACKENDS, MAX_SERVICES, Name};
 use crate::{Error, Result};
@@ -119,10 +119,10 @@ pub struct Check {
     /// Of HTTP.
     pub path: String,
     /// From the end of one check to the next.
-    #[serde(deserialize_with = "time")]
+    #[serde(deserialize_with = "configfile::field::time_above_zero")]
     pub interval: Duration,
     /// Most time for an answer.
-    #[serde(deserialize_with = "time")]
+    #[serde(deserialize_with = "configfile::field::time_above_zero")]
     pub timeout: Duration,
     /// So many good answers in a row make a backend take connections again.
     pub rise: u32,
@@ -196,13 +196,13 @@ impl Config {
 
     /// Like [`Config::load`], from the text of a file; `path` is for messages and the name.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let mut config: Config = decode(text, path)?;
+        let mut config: Config = configfile::decode(text, path)?;
         if config.name.is_empty() {
             config.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         }
         match config.problem() {
             Some((place, message)) => {
-                Err(Error::Config { place: format!("{}{place}", path.display()), message })
+                Err(configfile::Error::new(format!("{}{place}", path.display()), message).into())
             }
             None => Ok(config),
         }
@@ -328,37 +328,6 @@ impl Service {
 fn duplicate<T: Eq + std::hash::Hash + Copy>(names: impl IntoIterator<Item = T>) -> Option<T> {
     let mut seen = HashSet::new();
     names.into_iter().find(|name| !seen.insert(*name))
-}
-
-/// Parses `text`; an error names file, line and key.
-fn decode(text: &str, path: &Path) -> Result<Config> {
-    let wrong = |key: Option<String>, error: toml::de::Error| {
-        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        let place = match line {
-            Some(line) => format!("{}:{line}", path.display()),
-            None => path.display().to_string(),
-        };
-        let message = error.message().replace('\n', ", ");
-        let message = match key.filter(|key| key != ".") {
-            Some(key) => format!("{key}: {message}"),
-            None => message,
-        };
-        Error::Config { place, message }
-    };
-    let document = toml::Deserializer::parse(text).map_err(|error| wrong(None, error))?;
-    serde_path_to_error::deserialize(document).map_err(|error| {
-        let key = error.path().to_string();
-        wrong(Some(key), error.into_inner())
-    })
-}
-
-/// `5s`, `500ms`: above zero.
-fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(from)?;
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
-    parsed
-        .filter(|time| !time.is_zero())
-        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time above zero (5s, 500ms)")))
 }
 
 fn yes() -> bool {

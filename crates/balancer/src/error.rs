@@ -8,13 +8,8 @@ use std::net::SocketAddr;
 #[non_exhaustive]
 pub enum Error {
     /// The configuration says something that makes no sense.
-    #[error("{place}: {message}")]
-    Config {
-        /// `lb.toml:7`, or `lb.toml: service web`.
-        place: String,
-        /// Key and problem.
-        message: String,
-    },
+    #[error(transparent)]
+    Config(#[from] configfile::Error),
     /// The kernel refused a BPF operation.
     #[error("{what}: {says}")]
     Bpf {

@@ -51,7 +51,7 @@ impl Secret {
     pub fn load(path: &Path) -> Result<Self> {
         let place = || path.display().to_string();
         let failed = |error: io::Error| Error::io(format!("read {}", place()), error);
-        let wrong = |message: String| Error::Config { place: place(), message };
+        let wrong = |message: String| Error::from(configfile::Error::new(place(), message));
         let file = File::open(path).map_err(failed)?;
         if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
             return Err(wrong("everybody may use the secret (chmod o= takes that away)".into()));

@@ -219,8 +219,8 @@ impl Balancer {
     async fn reload(&mut self, config: Config) -> Result<()> {
         let fixed = |config: &Config| (config.name.clone(), config.pin_directory(), config.tables);
         if fixed(&config) != fixed(&self.config) {
-            let message = "name, pin, pins and tables: changing them takes a new start".into();
-            return Err(Error::Config { place: "reload".into(), message });
+            let message = "name, pin, pins and tables: changing them takes a new start";
+            return Err(configfile::Error::new("reload", message).into());
         }
         // First everything that can fail.
         let secret = secret(&config)?;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -77,8 +77,8 @@ pub struct Process {
     #[arg(long, value_name = "ADDR", env = "BRAID_METRICS")]
     pub metrics: Option<SocketAddr>,
     /// At SIGTERM, wait this long for connections to end [default: 30s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_DRAIN")]
-    #[serde(default, deserialize_with = "duration")]
+    #[arg(long, value_name = "TIME", value_parser = configfile::time, env = "BRAID_DRAIN")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     pub drain: Option<Duration>,
 }
 
@@ -107,20 +107,20 @@ pub struct Settings {
     #[command(flatten)]
     pub transparent: Option<Capture>,
     /// Most time for a PROXY header, for resolving a name, for connecting to one address [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_CONNECT_TIMEOUT")]
-    #[serde(default, deserialize_with = "duration")]
+    #[arg(long, value_name = "TIME", value_parser = configfile::time, env = "BRAID_CONNECT_TIMEOUT")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     pub connect_timeout: Option<Duration>,
     /// End a connection without a byte either way for this long [default: 0s, never]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_IDLE_TIMEOUT")]
-    #[serde(default, deserialize_with = "duration")]
+    #[arg(long, value_name = "TIME", value_parser = configfile::time, env = "BRAID_IDLE_TIMEOUT")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     pub idle_timeout: Option<Duration>,
     /// Probe a silent peer after this long; 0s does not [default: 60s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_KEEPALIVE")]
-    #[serde(default, deserialize_with = "duration")]
+    #[arg(long, value_name = "TIME", value_parser = configfile::time, env = "BRAID_KEEPALIVE")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     pub keepalive: Option<Duration>,
     /// End a connection whose peer acknowledges nothing for this long [default: 0s, the kernel decides]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, env = "BRAID_USER_TIMEOUT")]
-    #[serde(default, deserialize_with = "duration")]
+    #[arg(long, value_name = "TIME", value_parser = configfile::time, env = "BRAID_USER_TIMEOUT")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     pub user_timeout: Option<Duration>,
     /// Send small writes at once [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -217,12 +217,9 @@ impl Config {
 
     /// Like [`Config::load`], from the text of a file; `path` is for messages.
     pub fn from_toml(text: &str, path: &Path, over: &Settings, process: &Process) -> Result<Self> {
-        let file: File = parse(text, path)?;
+        let file: File = configfile::decode(text, path)?;
         if file.service.is_empty() {
-            return Err(Error::Config {
-                place: path.display().to_string(),
-                message: "no [[service]] in it".into(),
-            });
+            return Err(configfile::Error::new(path.display().to_string(), "no [[service]] in it").into());
         }
         let mut services = Vec::new();
         for (index, settings) in file.service.into_iter().enumerate() {
@@ -254,10 +251,8 @@ impl Config {
                 } else {
                     continue;
                 };
-                return Err(Error::Config {
-                    place: place.into(),
-                    message: format!("services {} and {} have the same {same}", earlier.name, service.name),
-                });
+                let message = format!("services {} and {} have the same {same}", earlier.name, service.name);
+                return Err(configfile::Error::new(place, message).into());
             }
         }
         Ok(self)
@@ -292,7 +287,7 @@ impl Settings {
 
     /// Fills in the defaults.
     fn resolve(self, place: &str) -> Result<Service> {
-        let wrong = |message: &str| Error::Config { place: place.into(), message: message.into() };
+        let wrong = |message: &str| Error::from(configfile::Error::new(place, message));
         let listen = self.listen.ok_or_else(|| wrong("listen is missing"))?;
         let upstream = match (self.to, &self.transparent) {
             (Some(to), None) => Upstream::Fixed(to),
@@ -415,37 +410,10 @@ deserialize_from_str!(Listen, Target, Net, Interface);
 #[serde(deny_unknown_fields)]
 struct File {
     metrics: Option<SocketAddr>,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, deserialize_with = "configfile::field::time")]
     drain: Option<Duration>,
     #[serde(default)]
     service: Vec<Settings>,
-}
-
-/// Parses `text`; an error names file, line and key.
-fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    let wrong = |key: Option<String>, error: toml::de::Error| {
-        let file: PathBuf = path.into();
-        let place = match error.span() {
-            Some(span) => {
-                let line = 1 + text[..span.start.min(text.len())].matches('\n').count();
-                format!("{}:{line}", file.display())
-            }
-            None => file.display().to_string(),
-        };
-        let message = error.message().replace('\n', ", ");
-        Error::Config {
-            place,
-            message: match key.filter(|key| key != ".") {
-                Some(key) => format!("{key}: {message}"),
-                None => message,
-            },
-        }
-    };
-    let document = toml::Deserializer::parse(text).map_err(|error| wrong(None, error))?;
-    serde_path_to_error::deserialize(document).map_err(|error| {
-        let key = error.path().to_string();
-        wrong(Some(key), error.into_inner())
-    })
 }
 
 /// Takes `PROTOCOL://HOST:PORT` apart; the host is without brackets and may be empty.
@@ -481,18 +449,6 @@ fn scheme(protocol: Protocol) -> &'static str {
 
 fn nets(nets: Option<Vec<Net>>) -> Vec<IpNet> {
     nets.unwrap_or_default().into_iter().map(|Net(net)| net).collect()
-}
-
-/// `5s`, `500ms`, `1h 30m`.
-fn parse_duration(s: &str) -> Result<Duration, String> {
-    let signed: jiff::SignedDuration =
-        s.parse().map_err(|_| format!("{s:?} is not a time (5s, 500ms, 1h 30m)"))?;
-    Duration::try_from(signed).map_err(|_| format!("{s:?} is negative"))
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

@@ -11,13 +11,8 @@ use crate::proxy_protocol::HeaderError;
 #[non_exhaustive]
 pub enum Error {
     /// The configuration says something that makes no sense.
-    #[error("{place}: {message}")]
-    Config {
-        /// `proxy.toml:7`, `proxy.toml: service web`, or `command line`.
-        place: String,
-        /// Key and problem: `service[0].listen: port 0 …`.
-        message: String,
-    },
+    #[error(transparent)]
+    Config(#[from] configfile::Error),
     /// The name of a server does not resolve.
     #[error("service {service}: resolve {host}: {answer}")]
     Resolve {

@@ -150,10 +150,8 @@ impl Relay {
                     begun.push((service.listen, socket, diversion));
                 }
                 Some(running) if running.diversion.is_some() != service.transparent.is_some() => {
-                    return Err(Error::Config {
-                        place: format!("service {}", service.name),
-                        message: "transparent: switching it on or off takes a restart or another port".into(),
-                    });
+                    let message = "transparent: switching it on or off takes a restart or another port";
+                    return Err(configfile::Error::new(format!("service {}", service.name), message).into());
                 }
                 Some(_) => {}
             }

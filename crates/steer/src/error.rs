@@ -5,13 +5,8 @@
 #[non_exhaustive]
 pub enum Error {
     /// The configuration says something that makes no sense.
-    #[error("{place}: {message}")]
-    Config {
-        /// `pm.toml:7`, or `pm.toml`.
-        place: String,
-        /// Key and problem: `rule[0].ports: …`.
-        message: String,
-    },
+    #[error(transparent)]
+    Config(#[from] configfile::Error),
     /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] mptcp::Error),

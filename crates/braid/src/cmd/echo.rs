@@ -69,7 +69,7 @@ struct Client {
     #[arg(long, value_name = "LINE")]
     msg: Option<String>,
     /// Wait this long for the connection, and for the reply to the last line
-    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = cmd::duration)]
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = configfile::time_above_zero)]
     timeout: Duration,
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
@@ -24,7 +24,7 @@ pub struct Config {
     pub interface: Vec<Interface>,
     /// A subflow with data under way of which nothing is acknowledged for so long, though it was sent again after a
     /// timeout, is held for dead; its round-trip time, where that is longer.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "configfile::field::time_above_zero")]
     pub dead_after: Duration,
     /// Serve Prometheus metrics on this address.
     pub metrics: Option<SocketAddr>,
@@ -159,27 +159,16 @@ impl Config {
 
     /// Like [`Config::load`], from the text of a file; errors call it `file`.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let refuse = |place: String, message: String| Error::Config { place, message };
-        let at =
-            |offset: usize| format!("{file}:{}", text[..offset.min(text.len())].matches('\n').count() + 1);
-        let deserializer = toml::Deserializer::parse(text).map_err(|error| {
-            refuse(error.span().map_or(file.into(), |span| at(span.start)), error.message().into())
-        })?;
-        let config: Config = serde_path_to_error::deserialize(deserializer).map_err(|error| {
-            let key = error.path().to_string();
-            let error = error.into_inner();
-            let place = error.span().map_or(file.into(), |span| at(span.start));
-            let message = error.message().lines().next().unwrap_or_default().to_string();
-            refuse(place, if key == "." { message } else { format!("{key}: {message}") })
-        })?;
+        let refuse = |message: String| Error::from(configfile::Error::new(file, message));
+        let config: Config = configfile::decode(text, Path::new(file))?;
         if config.default.r#match != Match::default() {
-            return Err(refuse(file.into(), "default.match: the default is for what no rule matches".into()));
+            return Err(refuse("default.match: the default is for what no rule matches".into()));
         }
         let rules = config.rule.iter().enumerate().map(|(at, rule)| (format!("rule[{at}]"), rule));
         for (key, rule) in rules.chain([("default".into(), &config.default)]) {
             for (name, value) in [("ports", rule.ports), ("max_subflows", rule.max_subflows)] {
                 if !(1..=8).contains(&value) {
-                    return Err(refuse(file.into(), format!("{key}.{name}: {value} is not 1 to 8")));
+                    return Err(refuse(format!("{key}.{name}: {value} is not 1 to 8")));
                 }
             }
         }
@@ -240,12 +229,4 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 fn yes() -> bool {
     true
-}
-
-/// A time as people write it: `300ms`, `2s`.
-fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(from)?;
-    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
-    let time = parsed.and_then(|time| Duration::try_from(time).ok()).filter(|time| !time.is_zero());
-    time.ok_or_else(|| serde::de::Error::custom(format!("\"{text}\" is no time such as 300ms or 2s")))
 }

@@ -567,7 +567,7 @@ fn a_wrong_file_is_refused_with_line_and_key() {
         ("x = 1", "pm.toml:1: x: unknown field `x`"),
         ("[default]\npolicy = \"mesh\"", "pm.toml:2: default.policy: unknown variant `mesh`"),
         ("[[rule]]\n[[rule]]\nports = 9", "pm.toml: rule[1].ports: 9 is not 1 to 8"),
-        ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is no time"),
+        ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is not a time"),
         ("[default]\nmatch = { port = 1 }", "pm.toml: default.match: "),
     ] {
         let error = Config::from_toml(text, "pm.toml").unwrap_err().to_string();
