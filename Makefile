@@ -27,7 +27,7 @@ lint: ## formatting, clippy, docs: all without warnings
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-bench: ## Braid's chain of proxies beside direct connections and peers, interleaved, as ratios
+bench: ## Braid beside direct connections, the kernel and peers, interleaved, as ratios
 	@tools/setup bench
 	cargo build --release -p braid -p benches
 	target/release/benches

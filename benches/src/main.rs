@@ -1,10 +1,12 @@
-//! Measures Braid's chain of proxies beside direct connections and beside chains of peers.
+//! Measures Braid's chain of proxies beside direct connections and beside chains of peers, and its load balancer beside what
+//! the kernel has.
 //!
 //! Each round measures every contestant once, in a network made for that one measurement, so that what else the
 //! machine does meets all alike. Compared are the measurements of one round; the tables give the least, the
 //! median and the greatest over the rounds.
 #![allow(clippy::print_stdout, reason = "the tables are what it is for")]
 
+mod balancers;
 mod contestants;
 mod load;
 mod sockets;
@@ -18,6 +20,7 @@ use lab::{Lab, Scenario};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::Protocol;
 
+use crate::balancers::Network;
 use crate::contestants::{CONTESTANTS, Contestant, Proxy, Way};
 use crate::load::Ends;
 
@@ -34,7 +37,11 @@ struct Args {
     #[arg(long, default_value_t = 5000)]
     idle: usize,
     /// Only these tables
-    #[arg(long, value_delimiter = ',', default_value = "bulk,conversations,idle,shaped,sockets")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "bulk,conversations,idle,shaped,sockets,lb-packets,lb-bulk"
+    )]
     only: Vec<Kind>,
     /// Only contestants whose names contain this; may be given several times
     #[arg(long, default_value = "")]
@@ -57,6 +64,8 @@ enum Kind {
     Idle,
     Shaped,
     Sockets,
+    LbPackets,
+    LbBulk,
 }
 
 impl Kind {
@@ -67,6 +76,8 @@ impl Kind {
             Kind::Conversations => &["connections per second", "p50 ms", "p99 ms", "CPU-ms per connection"],
             Kind::Idle => &["KiB per idle connection"],
             Kind::Sockets => &["us per socket"],
+            Kind::LbPackets => &["million packets per second"],
+            Kind::LbBulk => &["GB/s", "CPU-s per GB"],
             Kind::Shaped => &["share of 2 x 200 Mbit/s", "CPU-s per GB"],
         }
     }
@@ -79,6 +90,8 @@ impl Kind {
                 "Memory of both proxies (PSS) while connections are idle, each after 64 bytes each way"
             }
             Kind::Sockets => "A socket made and closed, 10,000 times",
+            Kind::LbPackets => "Packets to a service with two backends, of 4,096 established flows in turn",
+            Kind::LbBulk => "Bulk transfer to a service with two backends, one TCP connection",
             Kind::Shaped => "Bulk transfer over two paths of 200 Mbit/s each, Ethernet headers counted",
         }
     }
@@ -104,6 +117,7 @@ fn main() -> Result<()> {
         println!("{}", sockets::make(protocol)?);
         return Ok(());
     }
+    let root = lab::privilege::has();
     lab::privilege::enter()?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -115,7 +129,14 @@ fn main() -> Result<()> {
             table_of_sockets(&args)?;
             continue;
         }
-        // By contestant, then by round, then by column.
+        if matches!(kind, Kind::LbPackets | Kind::LbBulk) {
+            if !root {
+                println!("\n{}: left out, since BPF needs root of the machine", kind.title());
+                continue;
+            }
+            runtime.block_on(table_of_balancers(kind, &args))?;
+            continue;
+        }
         let entrants: Vec<&Contestant> = CONTESTANTS
             .iter()
             .filter(|c| {
@@ -135,7 +156,8 @@ fn main() -> Result<()> {
                 results.push(result.with_context(|| format!("{}, {kind:?}, round {round}", entrant.name))?);
             }
         }
-        table(kind, &entrants, &results);
+        let names: Vec<&str> = entrants.iter().map(|entrant| entrant.name).collect();
+        table(kind, &names, "direct MPTCP", &results);
     }
     Ok(())
 }
@@ -145,10 +167,7 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
     let variant = (kind == Kind::Shaped).then_some("shaped");
     let mut scenario = Scenario::parse("bench", "network.toml", include_str!("../network.toml"), variant)?;
     if let Some(congestion) = &args.congestion {
-        for node in scenario.nodes.values_mut() {
-            let value = lab::scenario::Sysctl::Text(congestion.clone());
-            node.sysctls.insert("net.ipv4.tcp_congestion_control".into(), value);
-        }
+        set_congestion(&mut scenario, congestion);
     }
     let lab = Lab::build(&scenario).await?;
     let braid = args.braid()?;
@@ -191,7 +210,7 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
                 |q: f64| took.get((took.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN) * 1e3;
             vec![took.len() as f64 / args.seconds, quantile(0.5), quantile(0.99), each]
         }
-        Kind::Sockets => unreachable!("has a table of its own"),
+        Kind::Sockets | Kind::LbPackets | Kind::LbBulk => unreachable!("have tables of their own"),
         Kind::Idle => {
             let before = memory(&proxies);
             // Ten thousand processes would measure the machine's patience.
@@ -204,17 +223,25 @@ async fn measure(contestant: &Contestant, kind: Kind, args: &Args) -> Result<Vec
     Ok(result)
 }
 
-fn table(kind: Kind, entrants: &[&Contestant], results: &[Vec<Vec<f64>>]) {
-    let limit = entrants.iter().position(|entrant| entrant.name == "direct MPTCP");
+fn set_congestion(scenario: &mut Scenario, congestion: &str) {
+    for node in scenario.nodes.values_mut() {
+        let value = lab::scenario::Sysctl::Text(congestion.into());
+        node.sysctls.insert("net.ipv4.tcp_congestion_control".into(), value);
+    }
+}
+
+/// By contestant, then by round, then by column. The first column is also given as a share of that of `whole`.
+fn table(kind: Kind, names: &[&str], whole: &str, results: &[Vec<Vec<f64>>]) {
+    let limit = names.iter().position(|name| *name == whole);
     println!("\n## {}\n", kind.title());
     print!("| |");
     for column in kind.columns() {
         print!(" {column} |");
     }
-    println!("{}", if limit.is_some() { " of direct MPTCP |" } else { "" });
+    println!("{}", if limit.is_some() { format!(" of {whole} |") } else { String::new() });
     println!("|---|{}{}", "---|".repeat(kind.columns().len()), if limit.is_some() { "---|" } else { "" });
-    for (entrant, rounds) in entrants.iter().zip(results) {
-        print!("| {} |", entrant.name);
+    for (name, rounds) in names.iter().zip(results) {
+        print!("| {name} |");
         for column in 0..kind.columns().len() {
             print!(" {} |", spread(rounds.iter().map(|round| round[column])));
         }
@@ -252,6 +279,26 @@ fn table_of_sockets(args: &Args) -> Result<()> {
         let shares = rounds.iter().zip(&results[0]).map(|(time, alone)| time / alone);
         println!("| {name} | {} | {} |", spread(rounds.iter().copied()), spread(shares));
     }
+    Ok(())
+}
+
+async fn table_of_balancers(kind: Kind, args: &Args) -> Result<()> {
+    let braid = args.braid()?;
+    let time = Duration::from_secs_f64(args.seconds);
+    let entrants: Vec<_> = balancers::CONTESTANTS
+        .iter()
+        .filter(|contestant| args.name.iter().any(|part| contestant.name.contains(part)))
+        .collect();
+    let mut results = vec![Vec::new(); entrants.len()];
+    for round in 0..args.rounds {
+        for (contestant, results) in entrants.iter().zip(&mut results) {
+            let network = Network::new(contestant, args.congestion.as_deref(), &braid).await?;
+            let result = if kind == Kind::LbPackets { network.packets(time) } else { network.bulk(time) };
+            results.push(result.with_context(|| format!("{}, {kind:?}, round {round}", contestant.name))?);
+        }
+    }
+    let names: Vec<&str> = entrants.iter().map(|entrant| entrant.name).collect();
+    table(kind, &names, balancers::CONTESTANTS[0].name, &results);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, exit};
 use std::{env, fs};
 
-const PROGRAMS: [&str; 2] = ["lb", "inspect"];
+const PROGRAMS: [&str; 3] = ["lb", "inspect", "flood"];
 
 fn main() {
     println!("cargo::rerun-if-changed=bpf");

@@ -26,7 +26,7 @@ static __always_inline int make_room(context *ctx, __u32 size)
     return bpf_xdp_adjust_head(ctx, -(int)size);
 }
 
-static __always_inline int send_out(context *ctx, __u32 ifindex)
+static __always_inline int send_out(context *ctx, __u32 ifindex, __u32 peer)
 {
     return ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
 }
@@ -59,8 +59,9 @@ static __always_inline int make_room(context *ctx, __u32 size)
     return bpf_skb_adjust_room(ctx, size, BPF_ADJ_ROOM_MAC, flags);
 }
 
-static __always_inline int send_out(context *ctx, __u32 ifindex)
+// `peer`: comes in on the interface's other end at once, with no way out through this one's queues.
+static __always_inline int send_out(context *ctx, __u32 ifindex, __u32 peer)
 {
-    return bpf_redirect(ifindex, 0);
+    return peer ? bpf_redirect_peer(ifindex, 0) : bpf_redirect(ifindex, 0);
 }
 #endif

@@ -75,7 +75,7 @@ static __always_inline int send(context *ctx, __u32 family, const struct backend
             return DROP;
         __builtin_memcpy(data, backend->to_mac, 12);
     }
-    return send_out(ctx, backend->ifindex);
+    return send_out(ctx, backend->ifindex, backend->flags & BACKEND_PEER);
 }
 
 // To the backend with this number, if it is one that gets packets.

@@ -35,6 +35,7 @@ struct backend {
 #define BACKEND_LIVE 1   // gets the packets of its flows
 #define BACKEND_TAKES 2  // gets new connections
 #define BACKEND_TUNNEL 4 // behind a router: IP in IP
+#define BACKEND_PEER 32  // its interface is a veth whose other end is in another network namespace
 // 8 and 16 are the control plane's: in the configuration; draining
 
 struct flow {

@@ -27,6 +27,8 @@ pub const BACKEND_TUNNEL: u32 = 4;
 pub const BACKEND_CONFIGURED: u32 = 8;
 /// Takes no new connections because the configuration says so; for the control plane alone.
 pub const BACKEND_DRAINING: u32 = 16;
+/// Its interface is a veth whose other end is in another network namespace.
+pub const BACKEND_PEER: u32 = 32;
 
 /// Flags of a flow that was told by a backend: all is known of it.
 pub const FLOW_SYN_SEEN: u32 = 2;

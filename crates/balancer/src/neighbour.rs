@@ -17,6 +17,9 @@ use crate::{Error, Result};
 pub struct Way {
     /// The interface that leads there.
     pub ifindex: u32,
+    /// Is it a veth whose other end is in another network namespace, with no queue on this one's way out? Packets then come
+    /// in on the other end at once.
+    pub peer: bool,
     /// Its MAC address.
     pub from: [u8; 6],
     /// The MAC address of the next hop.
@@ -28,7 +31,7 @@ pub struct Way {
 /// The ways to `addresses` from this network namespace. One that has no route, or whose next hop has not answered
 /// yet, has none.
 pub fn ways(addresses: &[IpAddr]) -> Result<HashMap<IpAddr, Way>> {
-    let links: Vec<Link> = ip(&["link", "show"])?;
+    let links: Vec<Link> = ip(&["-details", "link", "show"])?;
     let neighbours: Vec<Neighbour> = ip(&["neigh", "show"])?;
     let mut ways = HashMap::new();
     for address in addresses {
@@ -43,7 +46,7 @@ pub fn ways(addresses: &[IpAddr]) -> Result<HashMap<IpAddr, Way>> {
         let macs =
             link.and_then(|link| mac(&link.address)).zip(known.and_then(|n| mac(n.lladdr.as_deref()?)));
         if let (Some((from, to)), Some(link)) = (macs, link) {
-            ways.insert(*address, Way { ifindex: link.ifindex, from, to, source });
+            ways.insert(*address, Way { ifindex: link.ifindex, peer: link.peer(), from, to, source });
         }
     }
     Ok(ways)
@@ -55,6 +58,26 @@ struct Link {
     ifname: String,
     #[serde(default)]
     address: String,
+    #[serde(default)]
+    qdisc: String,
+    /// There where the other end is in another network namespace.
+    link_netnsid: Option<i32>,
+    #[serde(default)]
+    linkinfo: Info,
+}
+
+#[derive(Default, Deserialize)]
+struct Info {
+    info_kind: Option<String>,
+}
+
+impl Link {
+    fn peer(&self) -> bool {
+        // The kernel drops what is sent to the other end in the same namespace; and a queue is there to be used.
+        self.link_netnsid.is_some()
+            && self.qdisc == "noqueue"
+            && self.linkinfo.info_kind.as_deref() == Some("veth")
+    }
 }
 
 #[derive(Deserialize)]
@@ -128,7 +151,33 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+
     use super::*;
+
+    #[test]
+    fn a_veth_leads_to_its_peer_unless_that_is_here_or_has_a_queue_before_it() {
+        let (here, there) = (mptcp::Netns::anonymous().unwrap(), mptcp::Netns::anonymous().unwrap());
+        let run = |words: &str| {
+            let mut words = words.split(' ');
+            let mut command = Command::new(words.next().unwrap());
+            here.enter_on_exec(&mut command);
+            assert!(command.args(words).status().unwrap().success());
+        };
+        let address: IpAddr = "10.1.1.2".parse().unwrap();
+        let is_peer = || here.run(|| ways(&[address])).unwrap().unwrap()[&address].peer;
+        run("ip link add v0 type veth peer name v1");
+        run("ip link set v1 up");
+        run("ip link set v0 up");
+        run("ip address add 10.1.1.1/24 dev v0");
+        run("ip neighbour add 10.1.1.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent");
+        assert!(!is_peer());
+        let (pid, file) = (std::process::id(), there.as_fd().as_raw_fd());
+        run(&format!("ip link set v1 netns /proc/{pid}/fd/{file}"));
+        assert!(is_peer());
+        run("tc qdisc add dev v0 root pfifo");
+        assert!(!is_peer());
+    }
 
     #[test]
     fn a_mac_address_is_six_bytes() {

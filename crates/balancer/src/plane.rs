@@ -24,6 +24,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb
 /// For tests: the option parser alone.
 #[doc(hidden)]
 pub static INSPECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.bpf.o"));
+/// For benches: a source and a sink of packets.
+#[doc(hidden)]
+pub static FLOOD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flood.bpf.o"));
 
 const MAPS: [&str; 11] = [
     "services",

@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::abi::{
-    Address, BACKEND_CONFIGURED, BACKEND_DRAINING, BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend,
-    MAX_BACKENDS, MAX_SERVICES, Name, RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN, Service, ServiceKey,
+    Address, BACKEND_CONFIGURED, BACKEND_DRAINING, BACKEND_LIVE, BACKEND_PEER, BACKEND_TAKES, BACKEND_TUNNEL,
+    Backend, MAX_BACKENDS, MAX_SERVICES, Name, RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN, Service, ServiceKey,
 };
 use crate::config::{self, Config};
 use crate::health::{self, Checker, Verdict};
@@ -380,7 +380,7 @@ impl Balancer {
                 let up = self.up.get(&name).copied().unwrap_or(false);
                 let now = entry(backend, self.ways.get(&backend.address), up, &before);
                 if now != before {
-                    let both = now.flags & !BACKEND_DRAINING | before.flags;
+                    let both = now.flags & !BACKEND_DRAINING | before.flags & !BACKEND_PEER;
                     maps.backend_names.set(number, Name::new(&name), 0).map_err(failed)?;
                     maps.backends.set(number, Backend { flags: both, ..now }, 0).map_err(failed)?;
                     entries.push((number, now));
@@ -454,6 +454,7 @@ fn entry(backend: &config::Backend, way: Option<&Way>, up: bool, before: &Backen
     set(BACKEND_TAKES, up && !backend.drain);
     set(BACKEND_TUNNEL, backend.tunnel);
     set(BACKEND_DRAINING, backend.drain);
+    set(BACKEND_PEER, way.map_or(before.flags & BACKEND_PEER != 0, |way| way.peer));
     match way {
         None => Backend { flags, ..*before },
         Some(way) => Backend {
