@@ -55,6 +55,14 @@ impl Rules {
         traps
     }
 
+    /// Calls of 32-bit programs to stop: their sockets stay TCP, which a report tells.
+    pub fn traps_32_bit(&self) -> Vec<Trap> {
+        match self.plan.report {
+            Some(_) => filter::sockets_of_32_bit().into(),
+            None => Vec::new(),
+        }
+    }
+
     /// A client may have its socket polled before it connects, and a socket that is polled cannot be replaced. So
     /// clients get the right one at once, except where their port decides.
     fn first_protocol(&self) -> Protocol {
@@ -104,6 +112,10 @@ impl Answers {
     pub fn answer(&mut self, listener: &OwnedFd, call: &Call) {
         let caller = Caller(call.tid);
         let answer = match libc::c_long::from(call.number) {
+            _ if call.arch == filter::I386 => {
+                let _ = self.socket_of_32_bit(caller, call); // its memory could not be looked at
+                Answer::Pass
+            }
             libc::SYS_socket => self.socket(caller, call),
             number => {
                 self.tally.saw(caller);
@@ -163,6 +175,17 @@ impl Answers {
                 Answer::Pass
             }
         }
+    }
+
+    fn socket_of_32_bit(&mut self, caller: Caller, call: &Call) -> io::Result<()> {
+        let makes_tcp = match libc::c_long::from(call.number) {
+            filter::I386_SOCKETCALL => filter::is_tcp(caller.words(call.args[1])?),
+            _ => true,
+        };
+        if makes_tcp {
+            self.tally.left_tcp("made by a 32-bit program");
+        }
+        Ok(())
     }
 
     /// At listen(2) or connect(2): now it is known what the socket is for.

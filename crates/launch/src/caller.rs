@@ -1,8 +1,9 @@
 //! The thread whose call waits for an answer: what of it can be looked at.
 //!
 //! Looking at its files and memory takes what ptrace(2) takes: the same user and a process that has not made itself
-//! undumpable, or CAP_SYS_PTRACE. Where Yama restricts that to ancestors (`kernel.yama.ptrace_scope` 1), CAP_SYS_PTRACE
-//! alone will do, for the supervisor is no ancestor.
+//! undumpable, or CAP_SYS_PTRACE. Where Yama restricts that to ancestors (`kernel.yama.ptrace_scope` 1), which the
+//! supervisor is none of, the main program has made an exception for it before it began; its children need
+//! CAP_SYS_PTRACE.
 
 use std::fs::{self, File};
 use std::io;
@@ -67,6 +68,14 @@ impl Caller {
                 .is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
         };
         self.descriptors().into_iter().filter(is_epoll).any(watched)
+    }
+
+    /// Three words at `address` of its memory.
+    pub fn words(self, address: u64) -> io::Result<[u32; 3]> {
+        let mut bytes = [0; 12];
+        File::open(self.proc("mem"))?.read_exact_at(&mut bytes, address)?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        Ok([[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes))
     }
 
     /// The socket address of `length` bytes at `address` of its memory; `None` if it is none of IPv4 or IPv6.

@@ -25,6 +25,14 @@ const ARCH: u32 = if cfg!(target_arch = "x86_64") {
     panic!("the filter does not know this architecture's AUDIT_ARCH")
 };
 
+/// `AUDIT_ARCH_I386`: the 32-bit programs that an x86-64 kernel runs.
+pub const I386: u32 = 0x4000_0003;
+
+/// Of these, the two system calls for sockets; the second has its arguments in memory, and is for other calls, too.
+pub const I386_SOCKET: libc::c_long = 359;
+/// See [`I386_SOCKET`].
+pub const I386_SOCKETCALL: libc::c_long = 102;
+
 /// The part of socket(2)'s second argument that is the type (`SOCK_TYPE_MASK`).
 const TYPE: u32 = 0xf;
 
@@ -51,8 +59,28 @@ impl Condition {
 
 /// Calls that make a TCP socket.
 pub fn socket() -> Trap {
+    socket_by(libc::SYS_socket)
+}
+
+/// Calls of 32-bit programs that make a TCP socket, or any.
+pub fn sockets_of_32_bit() -> [Trap; 2] {
+    const SYS_SOCKET: i32 = 1;
+    [
+        socket_by(I386_SOCKET),
+        Trap { call: I386_SOCKETCALL, conditions: vec![Condition::new(0, &[SYS_SOCKET])] },
+    ]
+}
+
+/// Does socket(2) with these arguments make a TCP socket?
+pub fn is_tcp([family, kind, protocol]: [u32; 3]) -> bool {
+    [libc::AF_INET, libc::AF_INET6].contains(&(family as i32))
+        && (kind & TYPE) as i32 == libc::SOCK_STREAM
+        && [0, libc::IPPROTO_TCP].contains(&(protocol as i32))
+}
+
+fn socket_by(call: libc::c_long) -> Trap {
     Trap {
-        call: libc::SYS_socket,
+        call,
         conditions: vec![
             Condition::new(0, &[libc::AF_INET, libc::AF_INET6]),
             Condition { mask: TYPE, ..Condition::new(1, &[libc::SOCK_STREAM]) },
@@ -76,10 +104,14 @@ pub fn setsockopt(options: &[SocketOption]) -> Trap {
     }
 }
 
-/// The filter that stops at `traps` and lets everything else pass.
-pub fn assemble(traps: &[Trap]) -> Vec<Instruction> {
-    let mut filter =
-        vec![load(offset_of!(seccomp_data, arch)), jump_if_equal(ARCH, 1, 0), ret(SECCOMP_RET_ALLOW)];
+/// The filter that stops at `traps`, for 32-bit programs at `traps_32_bit`, and lets everything else pass.
+pub fn assemble(traps: &[Trap], traps_32_bit: &[Trap]) -> Vec<Instruction> {
+    let arch = offset_of!(seccomp_data, arch);
+    let mut filter = match traps_32_bit {
+        [] => Vec::new(),
+        traps => test(arch, u32::MAX, &[I386], traps.iter().flat_map(block).collect()),
+    };
+    filter.extend([load(arch), jump_if_equal(ARCH, 1, 0), ret(SECCOMP_RET_ALLOW)]);
     filter.extend(traps.iter().flat_map(block));
     filter.push(ret(SECCOMP_RET_ALLOW));
     filter
@@ -132,7 +164,6 @@ mod tests {
     use super::*;
 
     const X32: i32 = 0x4000_0000;
-    const I386: u32 = 0x4000_0003;
 
     /// What the kernel's interpreter does with the few instructions that are used.
     fn stops(filter: &[Instruction], arch: u32, nr: i32, args: [u64; 6]) -> bool {
@@ -163,7 +194,7 @@ mod tests {
 
     #[test]
     fn tcp_sockets_stop_and_nothing_else_does() {
-        let filter = assemble(&[socket()]);
+        let filter = assemble(&[socket()], &[]);
         let nr = libc::SYS_socket as i32;
         let call = |domain: i32, kind: i32, protocol: i32| {
             [domain as u64, kind as u64, protocol as u64, u64::MAX, u64::MAX, u64::MAX]
@@ -197,12 +228,10 @@ mod tests {
     #[test]
     fn each_trap_is_tested_for_on_its_own() {
         let trap = |call, values: &[i32]| Trap { call, conditions: vec![Condition::new(1, values)] };
-        let filter = assemble(&[
-            trap(1, &[5]),
-            trap(2, &[6, 7, 8]),
-            trap(1, &[9]),
-            Trap { call: 3, conditions: vec![] },
-        ]);
+        let filter = assemble(
+            &[trap(1, &[5]), trap(2, &[6, 7, 8]), trap(1, &[9]), Trap { call: 3, conditions: vec![] }],
+            &[],
+        );
         let stopped = |nr: i32| {
             (0..12).filter(|&value| stops(&filter, ARCH, nr, [0, value, 0, 0, 0, 0])).collect::<Vec<_>>()
         };
@@ -210,5 +239,23 @@ mod tests {
         assert_eq!(stopped(2), [6, 7, 8]);
         assert_eq!(stopped(3).len(), 12);
         assert_eq!(stopped(4), [0; 0]);
+    }
+
+    #[test]
+    fn calls_of_32_bit_programs_stop_where_that_is_wanted() {
+        let filter = assemble(&[socket()], &sockets_of_32_bit());
+        let tcp = [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0, 0, 0];
+        for (arch, call, args, expected) in [
+            (ARCH, libc::SYS_socket, tcp, true),
+            (ARCH, I386_SOCKET, tcp, false),
+            (ARCH, I386_SOCKETCALL, [1; 6], false),
+            (I386, libc::SYS_socket, tcp, false),
+            (I386, I386_SOCKET, tcp, true),
+            (I386, I386_SOCKET, [libc::AF_UNIX as u64; 6], false),
+            (I386, I386_SOCKETCALL, [1; 6], true),
+            (I386, I386_SOCKETCALL, [3; 6], false),
+        ] {
+            assert_eq!(stops(&filter, arch, call as i32, args), expected, "{arch:x} {call} {args:?}");
+        }
     }
 }

@@ -107,9 +107,13 @@ mod tests {
     fn what_mptcp_refuses_is_asked_of_the_kernel() {
         let refused = refused().unwrap();
         let names: Vec<_> = refused.iter().flatten().map(|option| option.name).collect();
-        for (name, expected) in
-            [("TCP_MD5SIG", true), ("TCP_REPAIR", true), ("TCP_NODELAY", false), ("SO_REUSEADDR", false)]
-        {
+        for (name, expected) in [
+            ("TCP_MD5SIG", true),
+            ("TCP_REPAIR", true),
+            ("IP_RECVERR", true),
+            ("TCP_NODELAY", false),
+            ("SO_REUSEADDR", false),
+        ] {
             assert_eq!(names.contains(&name), expected, "{name}: {names:?}");
         }
     }

@@ -14,10 +14,11 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, ipproto,
     sendmsg, socket_with,
 };
+use rustix::process::{PTracer, Pid, set_ptracer};
 
 use crate::answer::Rules;
 use crate::report::ReportTo;
-use crate::supervisor::{self, Ready};
+use crate::supervisor;
 use crate::{Error, Result, filter, options, program};
 
 /// What to run, and how.
@@ -53,6 +54,12 @@ pub enum Role {
 }
 
 impl Plan {
+    /// Does the supervisor look at the program's files?
+    fn looks_at_files(&self) -> bool {
+        let Plan { only, ports, compat, report, .. } = self;
+        only.is_some() || !ports.is_empty() || !compat.is_empty() || report.is_some()
+    }
+
     /// The program, for messages.
     pub(crate) fn name(&self) -> String {
         self.program.display().to_string()
@@ -96,9 +103,9 @@ fn start(plan: &Plan, note: fn(&dyn Display)) -> Result<std::convert::Infallible
                 false => Vec::new(),
             };
             let rules = Rules { plan: plan.clone(), refused };
-            let filter = filter::assemble(&rules.traps());
+            let filter = filter::assemble(&rules.traps(), &rules.traps_32_bit());
             let supervisor = supervisor::start(rules, note)?;
-            supervise(supervisor, &filter, || {
+            supervise(supervisor, &filter, plan.looks_at_files(), || {
                 if program::is_setuid(&path) {
                     note(&format_args!(
                         "{name} runs without the rights of its file's owner (setuid needs CAP_SYS_ADMIN here)"
@@ -126,6 +133,7 @@ const TOO_OLD: Error = Error::Unsupported(
 fn supervise(
     mut supervisor: UnixStream,
     filter: &[Instruction],
+    looks_at_files: bool,
     on_no_new_privs: impl FnOnce(),
 ) -> Result<()> {
     let listener = match seccomp::install(filter) {
@@ -147,12 +155,14 @@ fn supervise(
     message.push(SendAncillaryMessage::ScmRights(&listener));
     sendmsg(&supervisor, &[IoSlice::new(b"!")], &mut message, SendFlags::NOSIGNAL)
         .map_err(Error::system("send to the supervisor"))?;
-    let mut ready = [0];
-    match supervisor.read(&mut ready).map_err(Error::system("hear from the supervisor"))? {
-        1 if ready == [Ready::Yes as u8] => Ok(()),
-        1 => Err(TOO_OLD),
-        _ => Err(Error::Unsupported("the supervisor did not start")),
+    let mut pid = [0; 4];
+    supervisor.read_exact(&mut pid).map_err(|_| Error::Unsupported("the supervisor did not start"))?;
+    let pid = Pid::from_raw(i32::from_ne_bytes(pid)).ok_or(TOO_OLD)?;
+    if looks_at_files {
+        // For Yama (kernel.yama.ptrace_scope 1); kernels without it have no such call.
+        let _ = set_ptracer(PTracer::ProcessID(pid));
     }
+    Ok(())
 }
 
 /// What `socket(AF_INET, SOCK_STREAM, 0)` makes here and now.

@@ -25,17 +25,8 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use crate::answer::{Answers, Rules};
 use crate::{Error, Result};
 
-/// What the supervisor says when it has the listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ready {
-    Yes,
-    /// The kernel lacks `SECCOMP_ADDFD_FLAG_SEND`.
-    KernelTooOld,
-}
-
 /// Starts watcher and supervisor for the calling process. They wait for a listener over the returned connection, and
-/// answer with one byte, a [`Ready`].
+/// answer with the number of the supervisor's process, or with 0 where the kernel lacks `SECCOMP_ADDFD_FLAG_SEND`.
 pub fn start(rules: Rules, note: fn(&dyn Display)) -> Result<UnixStream> {
     let pid = getpid();
     let main = open_process(pid).map_err(Error::system("open this process"))?;
@@ -103,7 +94,7 @@ fn supervise(
     drop(keep);
     let Some(listener) = receive_listener(&far)? else { return Ok(()) };
     if !can_answer(&listener)? {
-        return far.write_all(&[Ready::KernelTooOld as u8]);
+        return far.write_all(&0i32.to_ne_bytes());
     }
     seccomp::wake_on_same_processor(&listener);
     let usr1 = SignalFd::with_flags(&Signal::SIGUSR1.into(), SfdFlags::SFD_CLOEXEC)?;
@@ -111,7 +102,7 @@ fn supervise(
     if report_wanted {
         note(&format_args!("for a report on the way: kill -USR1 {}", getpid()));
     }
-    far.write_all(&[Ready::Yes as u8])?;
+    far.write_all(&getpid().as_raw().to_ne_bytes())?;
     drop(far);
 
     let mut main = Some(main);

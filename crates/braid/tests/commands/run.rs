@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
@@ -411,6 +412,29 @@ fn a_32_bit_program_keeps_its_sockets_and_one_line_says_so() {
     assert_eq!(required.status.code(), Some(2));
 }
 
+/// The C library of 32-bit programs makes sockets by a system call that has its arguments in memory.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn sockets_of_32_bit_children_are_in_the_report() {
+    const SOURCE: &str = "int inet[3] = {2, 1, 0}, local[3] = {1, 1, 0}; \
+        static int call(int number, int b, int *c) { int fd; \
+            asm volatile(\"int $0x80\" : \"=a\"(fd) : \"a\"(number), \"b\"(b), \"c\"(c), \"d\"(0) : \"memory\"); return fd; } \
+        void _start(void) { call(102, 1, local); call(102, 1, inet); \
+            call(1, call(359, 2, (int *)1), 0); }";
+    let (net, dir) = (Net::new(), tempfile::tempdir().unwrap());
+    let (source, program) = (dir.path().join("old.c"), dir.path().join("old"));
+    std::fs::write(&source, SOURCE).unwrap();
+    let built =
+        Command::new("cc").args(["-m32", "-nostdlib", "-static", "-o"]).args([&program, &source]).status();
+    assert!(built.unwrap().success());
+    let file = dir.path().join("report");
+    let command = format!("braid run --json --report={} -- sh -c", file.display());
+    let output = net.command(&command).arg(format!("{}; exit $?", program.display())).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(5), 0), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(told["tcp_sockets"], serde_json::json!({"made by a 32-bit program": 2}));
+}
+
 #[test]
 fn no_capability_is_needed() {
     let net = Net::new();
@@ -425,6 +449,36 @@ fn no_capability_is_needed() {
         "{}",
         output.status
     );
+}
+
+/// Does this user namespace know more users than one?
+fn other_users_exist() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().last() == Some("4294967295")
+}
+
+#[test]
+fn an_ordinary_user_in_a_fresh_login_needs_no_privilege() {
+    if !other_users_exist() {
+        let _ = writeln!(std::io::stderr(), "skipped: nobody can log in where there is one user only");
+        return;
+    }
+    let net = Net::new();
+    // Where that user may go.
+    let dir = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let braid = dir.path().join("braid");
+    std::fs::copy(BRAID, &braid).unwrap();
+    let script = dir.path().join("both.py");
+    std::fs::write(&script, BOTH_ROLES).unwrap();
+    let (braid, script) = (braid.display(), script.display());
+    for (options, protocols) in
+        [("", "262 262 262"), ("--port 8080", "262 262 262"), ("--only server --report=/dev/null", "262 6 6")]
+    {
+        let command =
+            format!("id -un; grep CapEff /proc/self/status; {braid} run {options} python3 {script}");
+        let login = net.command("su -l -s /bin/sh nobody -c").arg(command).output().unwrap();
+        let expected = format!("nobody\nCapEff:\t0000000000000000\n{protocols} 1 True\n");
+        assert_eq!(String::from_utf8_lossy(&login.stdout), expected, "{login:?}");
+    }
 }
 
 #[test]
@@ -464,8 +518,7 @@ print(server.getsockopt(1, 38), client.getsockopt(1, 38), s.if_nameindex())";
 
 #[test]
 fn a_socket_belongs_to_the_user_of_its_program() {
-    if std::fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().last() != Some("4294967295")
-    {
+    if !other_users_exist() {
         let _ = writeln!(std::io::stderr(), "skipped: this user namespace knows one user only");
         return;
     }
@@ -628,6 +681,21 @@ fn the_supervisor_ends_with_the_last_process_and_leaves_nothing_behind() {
     wait_until("the end of the supervisor", || companions(&net).is_empty());
 }
 
+#[test]
+fn a_child_that_outlives_the_program_is_served_to_its_own_end() {
+    let net = Net::new();
+    let script = "exec 3<&0; python3 -c \"$0\" <&3 & exit 4";
+    let mut program = Running::start(net.command("braid run sh -c").args([script, ON_DEMAND]));
+    assert_eq!(program.wait().code(), Some(4));
+    program.write("\n");
+    program.wait_for("262");
+    program.write("\n");
+    program.wait_for("262");
+    assert_eq!(companions(&net).len(), 2);
+    program.close_stdin();
+    wait_until("the end of the supervisor", || companions(&net).is_empty());
+}
+
 /// Prints the protocols of a listener, of a client of it, and of what it accepts.
 const BOTH_ROLES: &str = "import socket as s
 listener = s.create_server(('127.0.0.1', 8080), reuse_port=True)
@@ -748,5 +816,35 @@ print(socket.getsockname() == before, socket.get_inheritable())";
         assert_eq!(String::from_utf8_lossy(&output.stdout), printed, "{options}: {output:?}");
         let line = format!("braid:   python3 set TCP_REPAIR 1 times, which MPTCP refuses; {told}\n");
         assert!(String::from_utf8_lossy(&output.stderr).contains(&line), "{output:?}");
+    }
+}
+
+#[test]
+#[ignore = "sets kernel.yama.ptrace_scope for the whole host: `make kernels` runs it"]
+fn sockets_are_made_without_ptrace_and_looked_at_as_far_as_yama_lets_it() {
+    const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
+    let net = Net::new();
+    if !std::path::Path::new(SCOPE).exists() {
+        let _ = writeln!(std::io::stderr(), "lacking Yama: a kernel with CONFIG_SECURITY_YAMA");
+        return;
+    }
+    let protocols = |rights: &str, options: &str, script: &str| {
+        let output = net.command(&format!("{rights} {BRAID} run {options}")).arg(script).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    const ALL: &str = "262 262 262 1 True\n";
+    const NONE: &str = "6 6 6 1 True\n";
+    let root = "env";
+    let nobody = "setpriv --bounding-set=-all --inh-caps=-all";
+    // The last one cannot be taken back.
+    for (scope, of_the_program, of_a_child, with_sys_ptrace) in
+        [(0, ALL, ALL, ALL), (1, ALL, NONE, ALL), (2, NONE, NONE, ALL), (3, NONE, NONE, NONE)]
+    {
+        std::fs::write(SCOPE, scope.to_string()).unwrap();
+        assert_eq!(protocols(nobody, "python3 -c", SOCKETS), MPTCP, "{scope}");
+        assert_eq!(protocols(nobody, "--port 8080 python3 -c", BOTH_ROLES), of_the_program, "{scope}");
+        let child = format!("python3 -c \"{BOTH_ROLES}\"; exit");
+        assert_eq!(protocols(nobody, "--port 8080 sh -c", &child), of_a_child, "{scope}");
+        assert_eq!(protocols(root, "--port 8080 sh -c", &child), with_sys_ptrace, "{scope}");
     }
 }
