@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::net::BRAID;
+use crate::net::{BRAID, Net, Running};
 
 /// Prints the protocols of sockets that become MPTCP ones, and of those that don't.
 const SOCKETS: &str = "import socket as s
@@ -80,6 +80,45 @@ fn sockets_of_the_control_group_are_mptcp_as_long_as_it_runs_or_the_refusal_name
     kill(Pid::from_raw(braid.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(braid.wait().unwrap().code(), Some(0));
     assert_eq!(cgroup.sockets(), TCP);
+}
+
+/// Prints the protocol of a new socket for each line that comes.
+const ON_DEMAND: &str = "import socket as s, sys
+for line in sys.stdin:
+    print(s.socket().getsockopt(s.SOL_SOCKET, s.SO_PROTOCOL), flush=True)";
+
+#[test]
+#[ignore = "changes the sockets of every program: `make kernels` runs it"]
+fn new_sockets_of_the_whole_host_are_mptcp_until_it_is_killed() {
+    // A program that runs before, and one in another network namespace.
+    let net = Net::new();
+    let mut before = Running::start(Command::new("python3").args(["-c", ON_DEMAND]));
+    let mut elsewhere = Running::start(net.command("python3 -c").arg(ON_DEMAND));
+    let mut protocols_are = |expected: &str| {
+        for program in [&mut before, &mut elsewhere] {
+            program.write("\n");
+            assert!(program.wait_for("").concat() == expected);
+        }
+        assert_eq!(
+            text(Command::new("python3").args(["-c", SOCKETS])),
+            if expected == "6" { TCP } else { MPTCP }
+        );
+    };
+    protocols_are("6");
+    let mut braid = Command::new(BRAID).arg("mptcpify").stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(braid.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    if line.starts_with("braid: ") {
+        assert_eq!(braid.wait().unwrap().code(), Some(2), "{line}");
+        let line = format!("lacking mptcpify: {line}");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return protocols_are("6");
+    }
+    assert_eq!(line, "new TCP sockets of the host are MPTCP ones until this ends\n");
+    protocols_are("262");
+    braid.kill().unwrap();
+    braid.wait().unwrap();
+    protocols_are("6");
 }
 
 #[test]
