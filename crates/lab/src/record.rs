@@ -148,6 +148,17 @@ impl Record {
         open.into_values().collect()
     }
 
+    /// What each link carried lately, over `window`: both directions together, in bits per second.
+    pub(crate) fn rates(&self, window: Duration) -> Vec<(String, f64)> {
+        let Some(last) = self.samples.last() else { return Vec::new() };
+        let begins = |sample: &&Sample| last.at.saturating_sub(sample.at) >= window;
+        let first = self.samples.iter().rev().find(begins).unwrap_or(&self.samples[0]);
+        let seconds = (last.at - first.at).as_secs_f64().max(0.001);
+        let sum = |sample: &Sample, link: usize| sample.bytes[link].iter().sum::<u64>();
+        let rate = |link| sum(last, link).saturating_sub(sum(first, link)) as f64 * 8.0 / seconds;
+        self.links.iter().cloned().enumerate().map(|(link, name)| (name, rate(link))).collect()
+    }
+
     /// Nodes that have opened connections which are not closed yet.
     fn dialing(&self) -> HashSet<String> {
         let dialed = self.open().into_iter().filter(|seen| seen.event.server_side != Some(true));
@@ -357,4 +368,26 @@ fn counters(link: &Link) -> [u64; 2] {
 
 fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_the_mean_over_the_window_and_over_less_at_the_beginning() {
+        let samples = (0..=30).map(|n: u64| Sample {
+            at: Duration::from_millis(100 * n),
+            // 10 Mbit/s for two seconds, then a fifth of it, half of it each way.
+            bytes: vec![[62_500 * n.min(20) + 12_500 * n.saturating_sub(20); 2]],
+        });
+        let mut record =
+            Record { links: vec!["wifi".into()], samples: samples.collect(), ..Record::default() };
+        let rates = |record: &Record| record.rates(Duration::from_secs(1));
+        assert_eq!(rates(&record), [("wifi".into(), 2e6)]);
+        record.samples.truncate(5);
+        assert_eq!(rates(&record), [("wifi".into(), 10e6)]);
+        record.samples.clear();
+        assert!(rates(&record).is_empty());
+    }
 }

@@ -1,5 +1,6 @@
 //! A scenario from its first process to its verdict.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ pub enum Progress {
         /// How many there are.
         of: usize,
     },
+    /// While steps run: what each link carries, both directions together, in bits per second.
+    Rates(Vec<(String, f64)>),
     /// All steps are done; the last events may still come.
     Judging,
 }
@@ -37,7 +40,10 @@ pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict,
     lab.reset_links()?;
     let recorder = Recorder::start(lab)?;
     lab.start_processes().await?;
-    let mut outcome = step::play(lab, &recorder, progress).await;
+    let mut outcome = tokio::select! {
+        outcome = step::play(lab, &recorder, progress) => outcome,
+        never = tell_rates(&recorder, progress) => match never {},
+    };
     progress(Progress::Judging);
     if outcome.failure.is_none() {
         let settled = recorder.wait_for(|record| judge::has_settled(lab.scenario(), record));
@@ -53,4 +59,13 @@ pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict,
     }
     lab.stop_processes().await;
     Ok((verdict, record))
+}
+
+async fn tell_rates(recorder: &Recorder, progress: &dyn Fn(Progress)) -> Infallible {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        let rates = recorder.record().rates(Duration::from_secs(1));
+        progress(Progress::Rates(rates));
+    }
 }

@@ -1,5 +1,6 @@
 //! How far a scenario has come: a line that changes on a terminal, lines one after the other elsewhere.
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::output;
 pub struct Display {
     scenario: String,
     bar: Option<ProgressBar>,
+    step: RefCell<String>,
 }
 
 impl Display {
@@ -23,17 +25,31 @@ impl Display {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        let display = Display { scenario: scenario.into(), bar };
+        let display = Display { scenario: scenario.into(), bar, step: RefCell::default() };
         display.say("building the network".into());
         display
     }
 
     pub fn show(&self, progress: Progress) {
-        self.say(match progress {
+        let step = match progress {
             Progress::Starting => "starting programs".into(),
             Progress::Step { name, number, of } => format!("step {number}/{of}: {name}"),
             Progress::Judging => "judging".into(),
-        });
+            Progress::Rates(rates) => return self.show_rates(&rates),
+        };
+        self.step.replace(step.clone());
+        self.say(step);
+    }
+
+    /// Behind the step, on a terminal only.
+    fn show_rates(&self, rates: &[(String, f64)]) {
+        if let Some(bar) = &self.bar
+            && !rates.is_empty()
+        {
+            let links: Vec<_> =
+                rates.iter().map(|(link, rate)| format!("{link} {:.1}", rate / 1e6)).collect();
+            bar.set_message(format!("{}   {} Mbit/s", self.step.borrow(), links.join(", ")));
+        }
     }
 
     fn say(&self, message: String) {
