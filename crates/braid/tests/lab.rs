@@ -541,9 +541,9 @@ fn a_lab_that_is_up_is_found_entered_checked_and_taken_down() {
     let (code, _, stderr) = user.run(&["exec", "router", "true"]);
     assert_eq!((code, stderr.as_str()), (2, "braid: no node named router (there is: client, server)\n"));
 
-    // As often as one likes.
-    for _ in 0..2 {
-        let (code, stdout, stderr) = user.run(&["check"]);
+    // As often as one likes, also by the scenario's name.
+    for check in [&["check"][..], &["check", "playground"], &["check", "t4711"]] {
+        let (code, stdout, stderr) = user.run(check);
         assert_eq!(code, 0, "{stdout}{stderr}");
         assert!(stdout.contains("playground: pass"), "{stdout}");
     }

@@ -72,17 +72,21 @@ impl Home {
         Ok(cards)
     }
 
-    /// The running lab `name`, or the only one that stays up.
+    /// The running lab `name`, or the only one of the scenario `name`; without a name the only one that stays up.
     pub fn lab(&self, name: Option<&str>) -> Result<Card> {
         let mut running = self.running()?;
         if let Some(name) = name {
-            let name = &name.replace(':', "-");
-            let known = running.iter().map(|card| card.name.as_str()).collect::<Vec<_>>().join(", ");
-            return running.into_iter().find(|card| card.name == *name).ok_or_else(|| Error::Unknown {
-                kind: "running lab",
-                name: name.into(),
-                known,
+            let own = running.iter().position(|card| card.name == name.replace(':', "-"));
+            let of_scenario = |card: &&Card| card.scenario.split(':').next() == Some(name);
+            let at = own.or_else(|| match running.iter().filter(of_scenario).count() {
+                1 => running.iter().position(|card| of_scenario(&card)),
+                _ => None,
             });
+            let names = running.iter().map(|card| card.name.as_str());
+            return match at {
+                Some(at) => Ok(running.swap_remove(at)),
+                None => Err(Error::unknown("running lab", name, names)),
+            };
         }
         running.retain(|card| card.control().exists());
         match (running.pop(), running.is_empty()) {

@@ -32,7 +32,7 @@ pub struct Args {
 /// Run and judge the scenario of a lab that is up
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// The lab; needed where several are up
+    /// The lab, or its scenario; needed where several are up
     #[arg(value_name = "LAB")]
     lab: Option<String>,
     /// Print one JSON document
@@ -43,7 +43,7 @@ pub struct Check {
 /// End a lab and remove its network
 #[derive(Debug, clap::Args)]
 pub struct Down {
-    /// The lab; needed where several are up
+    /// The lab, or its scenario; needed where several are up
     #[arg(value_name = "LAB")]
     lab: Option<String>,
     /// All labs that are up
