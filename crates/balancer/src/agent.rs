@@ -7,10 +7,13 @@ use std::process::Command;
 
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 use mptcp::{Netns, sysctl};
+use nix::net::if_::if_nametoindex;
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Tables;
+use crate::neighbour;
 use crate::plane::Plane;
 use crate::report::{self, Secret};
 use crate::{Error, Result};
@@ -70,6 +73,9 @@ struct Done {
 
 impl Done {
     async fn new(setup: &Setup) -> Result<Self> {
+        for name in &setup.interfaces {
+            if_nametoindex(name.as_str()).map_err(|e| Error::io(format!("interface {name}"), e))?;
+        }
         let netns = Netns::current()?;
         let mut done = Done { _unwrap: None, undo: Vec::new(), _sysctls: Vec::new() };
         let mut sysctls = vec![
@@ -86,7 +92,12 @@ impl Done {
         for (key, value) in sysctls {
             done._sysctls.push(sysctl::Guard::set(&netns, &key, value)?);
         }
+        let there = on_lo()?;
         for address in &setup.addresses {
+            if there.contains(address) {
+                tracing::info!(%address, "is on lo already, and stays there");
+                continue;
+            }
             let length = if address.is_ipv4() { 32 } else { 128 };
             let nodad: &[&str] = if address.is_ipv4() { &[] } else { &["nodad"] };
             let address = format!("{address}/{length}");
@@ -99,11 +110,16 @@ impl Done {
         let [accepted, subflows] = [before.add_addr_accepted, before.subflows].map(|limit| limit.to_string());
         done.undo(&["mptcp", "limits", "set", "add_addr_accepted", &accepted, "subflows", &subflows]);
         if let Some(port) = setup.join_port {
+            let there = pm.endpoints().await?;
             for ip in &setup.addresses {
+                let same = |e: &&Endpoint| e.ip == *ip && e.port == port.get();
+                if there.iter().find(same).is_some_and(|e| e.flags.contains(EndpointFlags::SIGNAL)) {
+                    tracing::info!(address = %ip, %port, "is announced already, and stays so");
+                    continue;
+                }
                 let endpoint = Endpoint { port: port.get(), ..Endpoint::new(*ip, EndpointFlags::SIGNAL) };
                 pm.add_endpoint(&endpoint).await?;
-                let made = pm.endpoints().await?.into_iter().find(|e| e.ip == *ip && e.port == port.get());
-                if let Some(id) = made.and_then(|endpoint| endpoint.id) {
+                if let Some(id) = pm.endpoints().await?.iter().find(same).and_then(|endpoint| endpoint.id) {
                     done.undo(&["mptcp", "endpoint", "delete", "id", &id.to_string()]);
                 }
             }
@@ -131,6 +147,20 @@ impl Drop for Done {
             }
         }
     }
+}
+
+/// The addresses of lo.
+fn on_lo() -> Result<Vec<IpAddr>> {
+    #[derive(Deserialize)]
+    struct Interface {
+        addr_info: Vec<Info>,
+    }
+    #[derive(Deserialize)]
+    struct Info {
+        local: IpAddr,
+    }
+    let interfaces: Vec<Interface> = neighbour::ip(&["address", "show", "dev", "lo"])?;
+    Ok(interfaces.into_iter().flat_map(|lo| lo.addr_info).map(|info| info.local).collect())
 }
 
 /// Runs `ip` with these arguments.

@@ -44,7 +44,12 @@ impl Error {
         Error::System(mptcp::Error::io(what, source))
     }
 
-    /// Of `what`; a missing capability is named.
+    pub(crate) fn capability(what: impl Into<String>) -> Self {
+        let capability = "CAP_BPF,CAP_PERFMON,CAP_NET_ADMIN";
+        Error::System(mptcp::Error::Capability { what: what.into(), capability })
+    }
+
+    /// Of `what`; missing capabilities are named.
     pub(crate) fn bpf(what: impl Into<String>, error: impl std::error::Error + 'static) -> Self {
         let what = what.into();
         let mut says = String::new();
@@ -54,7 +59,7 @@ impl Error {
                 .downcast_ref::<io::Error>()
                 .is_some_and(|error| error.raw_os_error() == Some(nix::libc::EPERM));
             if denied {
-                return Error::System(mptcp::Error::Capability { what, capability: "CAP_SYS_ADMIN" });
+                return Error::capability(what);
             }
             let text = error.to_string();
             if !says.contains(&text) {

@@ -22,6 +22,7 @@ pub mod agent;
 pub mod config;
 mod error;
 pub mod health;
+mod lock;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;

@@ -13,14 +13,14 @@ use prometheus_client::registry::Registry;
 
 use crate::abi::COUNTERS;
 use crate::plane::Plane;
-use crate::status::{Backend, Status};
+use crate::status::{Backend, Status, Table};
 use crate::{Error, Result};
 
 /// Serves the status of the balancer `name` at `http://ADDR/metrics`.
 pub async fn serve(addr: SocketAddr, name: String, plane: Arc<Mutex<Plane>>) -> Result<Endpoint> {
     let scrape = move || {
         let plane = plane.lock().unwrap_or_else(PoisonError::into_inner);
-        Status::read(&name, &plane.tables).map(encode)
+        Status::read(&name, Some(std::process::id()), &plane.tables).map(encode)
     };
     let serving = Endpoint::serve(addr, scrape).await;
     serving.map_err(|e| Error::io(format!("serve metrics on {addr}"), e))
@@ -52,6 +52,22 @@ const OF_BACKEND: [OfBackend; 7] = [
     ("joins_by_hash", "Joins sent where the ring says", |b| b.joins.hash),
 ];
 
+/// Like [`OfBackend`], of what goes up and down.
+type GaugeOfBackend = (&'static str, &'static str, fn(&Backend) -> i64);
+const GAUGES_OF_BACKEND: [GaugeOfBackend; 3] = [
+    ("backend_up", "Takes new connections", |b| i64::from(b.state == "up")),
+    ("backend_draining", "Takes none because the file says so", |b| i64::from(b.state == "draining")),
+    ("flows", "In the flow table", |b| b.flows as i64),
+];
+
+/// What is known of each table; some of some alone.
+type OfTable = (&'static str, &'static str, fn(&Table) -> Option<u64>);
+const OF_TABLE: [OfTable; 3] = [
+    ("table_entries", "Entries of a table", |t| Some(t.entries)),
+    ("table_size", "Room of a table", |t| Some(t.size)),
+    ("table_pushed_out", "Entries that went because the table was full", |t| t.evicted),
+];
+
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let backends = || {
@@ -67,23 +83,19 @@ impl Collector for Snapshot {
                 ConstCounter::new(value(backend)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let mut up =
-            encoder.encode_descriptor("backend_up", "Takes new connections", None, MetricType::Gauge)?;
-        for (labels, backend) in backends() {
-            ConstGauge::new(i64::from(backend.state == "up")).encode(up.encode_family(&labels)?)?;
+        for (name, help, value) in GAUGES_OF_BACKEND {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, backend) in backends() {
+                ConstGauge::new(value(backend)).encode(family.encode_family(&labels)?)?;
+            }
         }
-        let mut flows = encoder.encode_descriptor("flows", "In the flow table", None, MetricType::Gauge)?;
-        for (labels, backend) in backends() {
-            ConstGauge::new(backend.flows as i64).encode(flows.encode_family(&labels)?)?;
-        }
-        let mut entries =
-            encoder.encode_descriptor("table_entries", "Entries of a table", None, MetricType::Gauge)?;
-        for table in &self.0.tables {
-            ConstGauge::new(table.entries as i64).encode(entries.encode_family(&[("table", table.name)])?)?;
-        }
-        let mut size = encoder.encode_descriptor("table_size", "Room of a table", None, MetricType::Gauge)?;
-        for table in &self.0.tables {
-            ConstGauge::new(table.size as i64).encode(size.encode_family(&[("table", table.name)])?)?;
+        for (name, help, value) in OF_TABLE {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for table in &self.0.tables {
+                if let Some(value) = value(table) {
+                    ConstGauge::new(value as i64).encode(family.encode_family(&[("table", table.name)])?)?;
+                }
+            }
         }
         for ((name, help), (_, value)) in COUNTERS.iter().zip(&self.0.counters) {
             let counter = ConstCounter::new(*value);

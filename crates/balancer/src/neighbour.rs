@@ -106,7 +106,8 @@ struct Route {
     prefsrc: Option<IpAddr>,
 }
 
-fn ip<T: for<'de> Deserialize<'de>>(arguments: &[&str]) -> Result<Vec<T>> {
+/// What `ip -json` prints, as far as it is of type `T`.
+pub(crate) fn ip<T: for<'de> Deserialize<'de>>(arguments: &[&str]) -> Result<Vec<T>> {
     let what = format!("ip {}", arguments.join(" "));
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("ip")

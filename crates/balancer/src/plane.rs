@@ -12,6 +12,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::abi::{
     Address, Backend, COUNTERS, Flow, Name, RING_SIZE, Service, ServiceKey, TokenKey, TokenSlots, Traffic,
@@ -76,8 +77,9 @@ pub struct Maps {
 
 impl Plane {
     /// Loads the programs. With `pins`, takes over the maps that are pinned there already, and pins those that are not.
-    /// Needs CAP_SYS_ADMIN, in the first user namespace.
+    /// Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, in the first user namespace.
     pub fn load(tables: &Tables, pins: Option<&Path>) -> Result<Self> {
+        may_load()?;
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("flows", tables.flows)
@@ -311,6 +313,21 @@ fn remove_file(path: &Path) -> Result<()> {
             Err(Error::io(format!("remove {}", path.display()), error))
         }
         _ => Ok(()),
+    }
+}
+
+/// Names the capabilities that loading and attaching the programs need, where one is missing.
+pub fn may_load() -> Result<()> {
+    let needed = CapabilitySet::BPF | CapabilitySet::PERFMON | CapabilitySet::NET_ADMIN;
+    let has = capabilities(None).map_err(|e| Error::io("read our capabilities", e))?.effective;
+    // Which the first two were split off from.
+    let implied = match has.contains(CapabilitySet::SYS_ADMIN) {
+        true => CapabilitySet::BPF | CapabilitySet::PERFMON,
+        false => CapabilitySet::empty(),
+    };
+    match (has | implied).contains(needed) {
+        true => Ok(()),
+        false => Err(Error::capability("load the BPF programs")),
     }
 }
 

@@ -1,17 +1,12 @@
 //! The daemon: configuration, verdicts and ways go into the maps, until a signal.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use exporter::Endpoint;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
@@ -24,6 +19,7 @@ use crate::abi::{
 };
 use crate::config::{self, Config};
 use crate::health::{self, Checker, Verdict};
+use crate::lock::Lock;
 use crate::metrics;
 use crate::neighbour::{self, Way};
 use crate::plane::{self, Plane};
@@ -31,8 +27,6 @@ use crate::rebuild::{self, Answer, Asker};
 use crate::report::{Question, Secret};
 use crate::{Error, Result, maglev};
 
-/// Where balancers that are pinned keep their locks.
-const LOCKS: &str = "/run/braid-lb";
 /// How often ways are looked up, while one is unknown and when all are known.
 const SOON: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(5);
@@ -48,11 +42,16 @@ pub async fn run(load: impl Fn() -> Result<Config>, ready: impl FnOnce(&Config))
     let mut hangup = catch(SignalKind::hangup())?;
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     let config = load()?;
+    plane::may_load()?;
     let _lock = config.pin.then(|| Lock::take(&config.name)).transpose()?;
     let (verdicts, mut news) = mpsc::unbounded_channel();
     let (answers, mut told) = mpsc::unbounded_channel();
     let mut balancer = Balancer::new(config, verdicts, answers)?;
-    balancer.start(&mut news, &mut told).await?;
+    tokio::select! {
+        started = balancer.start(&mut news, &mut told) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     ready(&balancer.config);
     notify(&[NotifyState::Ready]);
     loop {
@@ -105,7 +104,7 @@ pub fn down(pins: &Path, name: &str) -> Result<()> {
             Err(Error::Balancer { .. }) => {
                 if let Some(pid) = Lock::holder(name) {
                     // Gone meanwhile: then the lock is free.
-                    let _ = kill(pid, Signal::SIGTERM);
+                    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -522,59 +521,6 @@ fn give(
                 "no number left for {name}: too many names have come and gone; `braid lb down` first"
             ),
         }),
-    }
-}
-
-/// One balancer of each name: its daemon holds this file locked, and removes it at the end.
-struct Lock {
-    path: PathBuf,
-    _file: Flock<File>,
-}
-
-impl Lock {
-    fn path(name: &str) -> PathBuf {
-        Path::new(LOCKS).join(name)
-    }
-
-    fn take(name: &str) -> Result<Self> {
-        let path = Self::path(name);
-        let failed = |error: std::io::Error| Error::io(format!("lock {}", path.display()), error);
-        std::fs::create_dir_all(LOCKS).map_err(failed)?;
-        loop {
-            let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
-            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-                Ok(mut file) => {
-                    // The holder before may have removed it between opening and locking.
-                    let here = file.metadata().map_err(failed)?.ino();
-                    if std::fs::metadata(&path).map(|there| there.ino()).ok() != Some(here) {
-                        continue;
-                    }
-                    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-                    write!(file, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(Lock { path, _file: file });
-                }
-                Err((_, Errno::EWOULDBLOCK)) => {
-                    let holder = Self::holder(name).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-                    let message = format!("runs already{holder}");
-                    return Err(Error::Balancer { name: name.into(), message });
-                }
-                Err((_, error)) => return Err(failed(error.into())),
-            }
-        }
-    }
-
-    fn holder(name: &str) -> Option<Pid> {
-        let mut text = String::new();
-        File::open(Self::path(name)).ok()?.read_to_string(&mut text).ok()?;
-        text.parse().ok().map(Pid::from_raw)
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, "lock not removed");
-        }
     }
 }
 

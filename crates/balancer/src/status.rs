@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use aya::maps::{IterableMap, MapData};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::abi::{
     BACKEND_CONFIGURED, BACKEND_DRAINING, BACKEND_LIVE, BACKEND_TAKES, COUNTERS, MAX_BACKENDS, MAX_SERVICES,
     SERVICE_FIXED, SERVICE_TOKEN, Traffic,
 };
+use crate::lock::Lock;
 use crate::plane::Maps;
 use crate::{Error, Result};
 
@@ -18,11 +19,14 @@ use crate::{Error, Result};
 pub struct Status {
     /// The balancer's name.
     pub name: String,
+    /// The process id of its program, where that runs.
+    pub program: Option<u32>,
     /// By name.
     pub services: Vec<Service>,
     /// The tables, and how full they are.
     pub tables: Vec<Table>,
     /// What belongs to no backend: see [`COUNTERS`].
+    #[serde(serialize_with = "as_map")]
     pub counters: Vec<(&'static str, u64)>,
 }
 
@@ -94,11 +98,11 @@ impl Status {
                 message: format!("there is none of this name under {} (or pin = false)", pins.display()),
             });
         }
-        Self::read(name, &Maps::pinned(&directory)?)
+        Self::read(name, Lock::holder(name), &Maps::pinned(&directory)?)
     }
 
-    /// Of the balancer with these maps.
-    pub fn read(name: &str, maps: &Maps) -> Result<Self> {
+    /// Of the balancer with these maps, whose program is process `program`.
+    pub fn read(name: &str, program: Option<u32>, maps: &Maps) -> Result<Self> {
         let failed = |error: aya::maps::MapError| Error::bpf("read the balancer's maps", error);
         let mut flows = vec![0u64; MAX_BACKENDS as usize];
         let mut entries = 0;
@@ -174,6 +178,7 @@ impl Status {
         let evicted = |added: u64, present: u64| Some(added.saturating_sub(present));
         Ok(Status {
             name: name.into(),
+            program,
             services,
             tables: vec![
                 Table {
@@ -197,6 +202,10 @@ impl Status {
             counters: COUNTERS.iter().map(|(name, _)| *name).zip(counters).collect(),
         })
     }
+}
+
+fn as_map<S: Serializer>(counters: &[(&'static str, u64)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(counters.iter().copied())
 }
 
 fn name_of(maps: &Maps, service: u32) -> Result<String> {

@@ -29,13 +29,32 @@ fn main() -> ExitCode {
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string();
-        let cause = cause.split(" (os error ").next().unwrap_or_default();
+        let cause = without_numbers(&cause.to_string());
         if line.is_empty() {
-            line = cause.into();
-        } else if !line.contains(cause) {
+            line = cause;
+        } else if !line.contains(&cause) {
             line = format!("{line}: {cause}");
         }
     }
     line
+}
+
+/// `No such file or directory (os error 2)` without the number.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let first = parts.next().unwrap_or_default();
+    let rest = parts.map(|part| part.split_once(')').map_or("", |(_number, rest)| rest));
+    [first].into_iter().chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_without_the_numbers_of_the_system() {
+        let error = anyhow::Error::from(std::io::Error::from_raw_os_error(2)).context("read lb.toml");
+        assert_eq!(one_line(&error), "read lb.toml: No such file or directory");
+        assert_eq!(without_numbers("no (os error 2) (do that); no (os error 13)"), "no (do that); no");
+    }
 }

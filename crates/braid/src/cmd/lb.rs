@@ -1,11 +1,13 @@
 //! `braid lb`: the load balancer.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use balancer::abi::COUNTERS;
 use balancer::agent::{self, Setup};
 use balancer::config::PINS;
 use balancer::report::Secret;
@@ -133,7 +135,12 @@ impl Which {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
-        let entries = std::fs::read_dir(&self.pins).into_iter().flatten().flatten();
+        let entries = match std::fs::read_dir(&self.pins) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("read {}", self.pins.display()));
+            }
+            entries => entries.into_iter().flatten().flatten(),
+        };
         let mut names: Vec<String> =
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
@@ -201,6 +208,13 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
         output::line(serde_json::to_string(&status)?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    output::line(match status.program {
+        Some(pid) => format!("balancer {}: its program is pid {pid}", status.name),
+        None => format!(
+            "balancer {}: its program does not run; the kernel goes on with what it was told",
+            status.name
+        ),
+    })?;
     for service in &status.services {
         print_service(service)?;
     }
@@ -208,8 +222,10 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
         let evicted = table.evicted.map(|evicted| format!(", {evicted} pushed out")).unwrap_or_default();
         output::line(format_args!("table {}: {} of {}{evicted}", table.name, table.entries, table.size))?;
     }
-    for (name, value) in status.counters.iter().filter(|(_, value)| *value > 0) {
-        output::line(format_args!("{name} {value}"))?;
+    for ((name, value), (_, help)) in
+        status.counters.iter().zip(COUNTERS).filter(|((_, value), _)| *value > 0)
+    {
+        output::line(format_args!("{name:18} {value:>10}  {help}"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -29,9 +29,11 @@ async fn a_balancer_that_is_killed_or_stopped_loses_no_connection_and_no_late_jo
     let file = net.config("", "", |_| String::new());
     let balancer = net.balancer(&file).await;
     let mut traffic = Traffic::over(net.connect(20, VIP).await);
+    assert_eq!(net.status()["program"], balancer.pid());
 
     signal(&balancer, Signal::SIGKILL);
     balancer.exit().await;
+    assert_eq!(net.status()["program"], serde_json::Value::Null);
     traffic.all_go_on().await;
     // Without a program, new connections are balanced too.
     let mut more = Traffic::over(net.connect(20, VIP).await);
@@ -138,6 +140,15 @@ async fn down_removes_all_of_it_and_a_failed_start_leaves_nothing() {
     let status = failed.exit().await;
     assert_eq!(status.code(), Some(2), "{}", failed.describe(status));
     assert!(failed.last_words().contains("attach to interface eth9"), "{}", failed.last_words());
+    assert_eq!(pins(&net), 0);
+
+    // Nobody has this address, so that it would wait for long.
+    let waiting = text.replace("10.90.0.11", "10.90.0.99").replace("\"5s\"", "\"1000s\"");
+    std::fs::write(&file, waiting).unwrap();
+    let interrupted = net.start_balancer("lb", &file).await;
+    until("its pins", async || (pins(&net) == 1).then_some(())).await;
+    signal(&interrupted, Signal::SIGINT);
+    assert!(interrupted.exit().await.success());
     assert_eq!(pins(&net), 0);
 
     std::fs::write(&file, text).unwrap();

@@ -283,8 +283,7 @@ impl Net {
 
     /// A counter in a status, of those that belong to no backend.
     pub fn counted(&self, status: &Value, name: &str) -> u64 {
-        let counters = status["counters"].as_array().unwrap();
-        counters.iter().find(|counter| counter[0] == *name).map_or(0, |counter| counter[1].as_u64().unwrap())
+        status["counters"][name].as_u64().unwrap()
     }
 
     /// Waits until backend `n` has this state.

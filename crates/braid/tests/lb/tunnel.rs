@@ -47,6 +47,24 @@ async fn an_agent_sets_a_backend_up_for_the_port_scheme_and_undoes_it() {
     assert_eq!(state_of(&net, "app-1"), before);
 }
 
+/// As after the end of one that was killed.
+#[tokio::test]
+async fn an_agent_takes_what_it_finds_and_leaves_it() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(1).await;
+    net.ok("app-1", "ip mptcp endpoint add 10.83.0.1 port 8081 signal");
+    let before = state_of(&net, "app-1");
+    let arguments =
+        ["--address", "10.83.0.1", "--address", "fd83::1", "--join-port", "8081", "--interface", "eth0"];
+    let agent = net.agent(1, &arguments).await;
+    let set_up = state_of(&net, "app-1");
+    assert!(set_up.contains("fd83::1 port 8081") && set_up.contains("addr_port = 0"), "{set_up}");
+    agent.stop().await;
+    assert_eq!(state_of(&net, "app-1"), before);
+}
+
 #[tokio::test]
 async fn backends_behind_a_router_get_their_packets_in_packets() {
     if !may_load_bpf() {
