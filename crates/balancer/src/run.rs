@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use aya::maps::{IterableMap, MapData};
 use exporter::Endpoint;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -150,6 +151,14 @@ impl Balancer {
     ) -> Result<Self> {
         let secret = secret(&config)?;
         let plane = Plane::load(&config.tables, config.pin_directory().as_deref())?;
+        for (name, there, wanted) in sizes(&plane, &config)? {
+            if there != wanted {
+                let down = format!("braid lb down {}", config.name);
+                tracing::warn!(
+                    "table {name} keeps its {there} entries; `{down}` first would give it {wanted}"
+                );
+            }
+        }
         let numbers = Numbers::read(&plane)?.with(&config)?;
         // A predecessor's verdicts hold until there are new ones.
         let mut up = HashMap::new();
@@ -431,6 +440,20 @@ impl Balancer {
         self.numbers = numbers;
         Ok(())
     }
+}
+
+/// Tables that the file gives a size: name, size in the kernel, size in the file. A predecessor's stay as they are.
+fn sizes(plane: &Plane, config: &Config) -> Result<[(&'static str, u32, u32); 3]> {
+    let size = |map: &MapData| {
+        let info = map.info().map_err(|error| Error::bpf("read the balancer's maps", error))?;
+        Ok::<_, Error>(info.max_entries())
+    };
+    let (maps, wanted) = (&plane.tables, &config.tables);
+    Ok([
+        ("flows", size(maps.flows.map())?, wanted.flows),
+        ("fresh", size(maps.fresh.map())?, wanted.fresh),
+        ("tokens", size(maps.tokens.map())?, wanted.tokens),
+    ])
 }
 
 fn secret(config: &Config) -> Result<Option<Secret>> {

@@ -34,10 +34,14 @@ async fn a_balancer_that_is_killed_or_stopped_loses_no_connection_and_no_late_jo
     signal(&balancer, Signal::SIGKILL);
     balancer.exit().await;
     assert_eq!(net.status()["program"], serde_json::Value::Null);
+    // The tables are what they were, whatever the file says.
+    net.config("tables = { flows = 2048 }", "", |_| String::new());
     traffic.all_go_on().await;
     // Without a program, new connections are balanced too.
     let mut more = Traffic::over(net.connect(20, VIP).await);
     let balancer = net.balancer(&file).await;
+    let lines = balancer.last_lines();
+    assert!(lines.iter().any(|l| l.contains("table flows keeps its 262144 entries")), "{lines:?}");
     traffic.all_go_on().await;
     more.all_go_on().await;
     let _idle = net.connect(10, VIP).await;
