@@ -23,7 +23,9 @@ use crate::output;
 ///
 /// Exit code: the program's; 127: not found; 126: not executable; 2: not started for another reason.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "braid run [OPTIONS] <CMD>...\n       braid run [OPTIONS] --service <UNIT>",
+    after_help = "\
 Examples:
   braid run curl -O https://example.org/file
   braid run --report iperf3 -c server.example
@@ -31,13 +33,14 @@ Examples:
   braid run --exclude ssh,git -- make -j 4 download
   braid run --require openvpn --config client.ovpn
   braid run --service nginx --only server     # prints a drop-in for systemd
-  braid run --service web.socket              # for a socket unit, with systemd 257 and newer")]
+  braid run --service web.socket              # for a socket unit, with systemd 257 and newer"
+)]
 pub struct Args {
     /// Only sockets that listen, or only those that connect
     #[arg(long, value_name = "ROLE")]
     only: Option<Only>,
     /// Only sockets that listen on these ports, or connect to them
-    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     port: Vec<u16>,
     /// Leave the sockets of these programs alone: names of children, or of their files
     #[arg(long, value_name = "NAME", value_delimiter = ',')]

@@ -7,6 +7,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("nonsense", "unrecognized subcommand 'nonsense'"),
     ("show --nonsense", "unexpected argument '--nonsense'"),
     ("run --nonsense true", "unexpected argument '--nonsense'"),
+    ("run --port 0 true", "'0' for '--port <PORT>': 0 is not in 1..=65535"),
+    ("run --service nginx curl", "cannot be used with"),
     ("show --token xyz", "'xyz' for '--token <HEX>'"),
     ("show --peer 10.0.0", "'10.0.0' for '--peer <ADDRESS>'"),
     ("show --port 65536", "'65536' for '--port <PORT>'"),

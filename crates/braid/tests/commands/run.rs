@@ -1,6 +1,7 @@
 //! `braid run`.
 
 use std::collections::HashSet;
+use std::io::ErrorKind::WouldBlock;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
@@ -37,12 +38,16 @@ impl Server {
         let options = Options { backlog: 128, ..Default::default() };
         let listener = net.0.run(|| socket::listen(addr.parse().unwrap(), &options)).unwrap().unwrap();
         let listener = listener.into_std().unwrap();
-        listener.set_nonblocking(false).unwrap();
         Server { listener }
     }
 
     fn accept(&self, count: usize) -> Vec<TcpStream> {
-        (0..count).map(|_| self.listener.accept().unwrap().0).collect()
+        let accept = || match self.listener.accept() {
+            Ok((stream, _)) => ControlFlow::Break(stream),
+            Err(error) if error.kind() == WouldBlock => ControlFlow::Continue(()),
+            Err(error) => panic!("{error}"),
+        };
+        (0..count).map(|n| poll(&format!("connection {n}"), accept)).collect()
     }
 }
 
