@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::{Command, exit};
 use std::{env, fs};
 
-const PROGRAMS: [&str; 3] = ["lb", "inspect", "flood"];
+/// Object, source, and how it is compiled.
+const OBJECTS: [(&str, &str, &[&str]); 4] =
+    [("lb", "lb", &[]), ("lb-xdp", "lb", &["-DXDP"]), ("inspect", "inspect", &[]), ("flood", "flood", &[])];
 
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
@@ -12,10 +14,11 @@ fn main() {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     // Debian keeps the kernel's asm/ headers in a directory of the machine's own, which -target bpf doesn't know.
     let machine = format!("/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH").unwrap());
-    for program in PROGRAMS {
-        let object = Path::new(&env::var("OUT_DIR").unwrap()).join(format!("{program}.bpf.o"));
+    for (object, program, options) in OBJECTS {
+        let object = Path::new(&env::var("OUT_DIR").unwrap()).join(format!("{object}.bpf.o"));
         let output = Command::new(&clang)
             .args(["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-I", &machine, "-c"])
+            .args(options)
             .args([Path::new(&format!("bpf/{program}.bpf.c")), Path::new("-o"), &object])
             .output();
         match output {

@@ -7,12 +7,12 @@
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 
-use aya::{TestRun as _, TestRunOptions};
+use aya::TestRunOptions;
 use balancer::abi::{
     BACKEND_LIVE, BACKEND_TAKES, Backend, RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN, Service, ServiceKey,
 };
 use balancer::config::Tables;
-use balancer::plane::Plane;
+use balancer::plane::{Hook, Plane};
 
 const ROUNDS: u32 = 5;
 const PACKETS: u32 = 500_000;
@@ -26,12 +26,19 @@ const KEYS: [u8; 20] = [30, 20, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 
 const JOIN: [u8; 12] = [30, 12, 0x10, 1, 9, 9, 9, 9, 7, 7, 7, 7];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut plane = Plane::load(&Tables::default(), None)?;
-    for name in ["balance", "unwrap"] {
-        let info = plane.program(name)?.info()?;
-        let verified = info.verified_instruction_count().unwrap_or(0);
-        println!("{name}: {verified} verified instructions");
+    for (hook, names) in [(Hook::Tc, ["balance", "unwrap"].as_slice()), (Hook::Xdp, &["balance"])] {
+        let mut plane = Plane::load(hook, &Tables::default(), None)?;
+        println!("{hook:?}");
+        for name in names {
+            let verified = plane.info(name)?.verified_instruction_count().unwrap_or(0);
+            println!("  {name}: {verified} verified instructions");
+        }
+        measure(&mut plane)?;
     }
+    Ok(())
+}
+
+fn measure(plane: &mut Plane) -> Result<(), Box<dyn Error>> {
     let here = IpAddr::from(VIP).into();
     let mac = [2, 0, 0, 0, 0, 1];
     let flags = BACKEND_LIVE | BACKEND_TAKES;
@@ -51,8 +58,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     plane.tables.set_ring(0, &[1; RING_SIZE as usize])?;
 
     // A flow that has sent its SYN and its keys, and one whose SYN is known alone.
-    once(&mut plane, &packet(1, 80, SYN, &CAPABLE))?;
-    once(&mut plane, &packet(1, 80, ACK, &KEYS))?;
+    once(plane, &packet(1, 80, SYN, &CAPABLE))?;
+    once(plane, &packet(1, 80, ACK, &KEYS))?;
     let cases = [
         ("not for a service", packet(1, 81, ACK, &[])),
         ("of an established flow", packet(1, 80, ACK, &[])),
@@ -65,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut seen = vec![Vec::new(); cases.len()];
     for _ in 0..ROUNDS {
         for ((_, packet), seen) in cases.iter().zip(&mut seen) {
-            seen.push(run(&mut plane, packet, PACKETS)?);
+            seen.push(run(plane, packet, PACKETS)?);
         }
     }
     for ((name, _), mut seen) in cases.iter().zip(seen) {
@@ -82,7 +89,7 @@ fn once(plane: &mut Plane, packet: &[u8]) -> Result<(), Box<dyn Error>> {
 /// Nanoseconds per packet.
 fn run(plane: &mut Plane, packet: &[u8], repeat: u32) -> Result<u128, Box<dyn Error>> {
     let options = TestRunOptions { data_in: Some(packet), repeat, ..Default::default() };
-    Ok(plane.program("balance")?.test_run(options)?.duration.as_nanos())
+    Ok(plane.test_run("balance", options)?.duration.as_nanos())
 }
 
 fn packet(from: u16, to: u16, flags: u8, options: &[u8]) -> Vec<u8> {

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Tables;
 use crate::neighbour;
-use crate::plane::Plane;
+use crate::plane::{Hook, Plane};
 use crate::report::{self, Secret};
 use crate::{Error, Result};
 
@@ -126,7 +126,7 @@ impl Done {
         }
         if !setup.tunnel_from.is_empty() {
             let smallest = Tables { flows: 1024, fresh: 1024, tokens: 1024 };
-            let mut plane = Plane::load(&smallest, None)?;
+            let mut plane = Plane::load(Hook::Tc, &smallest, None)?;
             plane.attach_unwrap(&setup.interfaces, &setup.tunnel_from)?;
             done._unwrap = Some(plane);
         }

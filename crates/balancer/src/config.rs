@@ -25,6 +25,9 @@ pub struct Config {
     pub name: String,
     /// Interfaces on which clients' packets come in.
     pub interfaces: Vec<String>,
+    /// Work in the drivers of the interfaces (XDP), not at TC ingress? Default: no.
+    #[serde(default)]
+    pub xdp: bool,
     /// Do the data plane and its tables outlive the process, until `braid lb down`? Default: yes.
     #[serde(default = "yes")]
     pub pin: bool,

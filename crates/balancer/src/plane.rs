@@ -8,10 +8,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHash, Map, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{
+    LinkOrder, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, TestRunResult, XdpMode,
+};
+use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::abi::{
@@ -22,6 +25,7 @@ use crate::config::Tables;
 use crate::{Error, Result};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
+static XDP_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-xdp.bpf.o"));
 /// For tests: the option parser alone.
 #[doc(hidden)]
 pub static INSPECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.bpf.o"));
@@ -43,8 +47,18 @@ const MAPS: [&str; 11] = [
     "counters",
 ];
 
+/// Where the kernel hands a packet to the balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// TC ingress: on every interface.
+    Tc,
+    /// XDP in the network card's driver, before the kernel has made a socket buffer of the frame. Not every driver can.
+    Xdp,
+}
+
 /// The programs, loaded, and the interfaces that they are attached to.
 pub struct Plane {
+    hook: Hook,
     ebpf: Ebpf,
     /// The maps.
     pub tables: Maps,
@@ -78,7 +92,7 @@ pub struct Maps {
 impl Plane {
     /// Loads the programs. With `pins`, takes over the maps that are pinned there already, and pins those that are not.
     /// Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, in the first user namespace.
-    pub fn load(tables: &Tables, pins: Option<&Path>) -> Result<Self> {
+    pub fn load(hook: Hook, tables: &Tables, pins: Option<&Path>) -> Result<Self> {
         may_load()?;
         let mut loader = EbpfLoader::new();
         loader
@@ -100,7 +114,8 @@ impl Plane {
             }
         }
         let failed = |error: aya::EbpfError| Error::bpf("load the BPF programs", error);
-        let mut ebpf = loader.load(OBJECT).map_err(failed)?;
+        let object = if hook == Hook::Xdp { XDP_OBJECT } else { OBJECT };
+        let mut ebpf = loader.load(object).map_err(failed)?;
         let tables = match pins {
             Some(pins) => Maps::pinned(pins)?,
             None => Maps::of(|name| {
@@ -110,12 +125,14 @@ impl Plane {
                 })
             })?,
         };
-        for name in ["balance", "unwrap"] {
-            classifier(&mut ebpf, name)?
-                .load()
-                .map_err(|error| Error::bpf("load the BPF programs", error))?;
+        for (_, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::Xdp(program) => program.load(),
+                other => <&mut SchedClassifier>::try_from(other).and_then(SchedClassifier::load),
+            };
+            loaded.map_err(|error| Error::bpf("load the BPF programs", error))?;
         }
-        Ok(Plane { ebpf, tables, pins: pins.map(Into::into), links: HashMap::new(), made })
+        Ok(Plane { hook, ebpf, tables, pins: pins.map(Into::into), links: HashMap::new(), made })
     }
 
     /// From now on what is pinned stays. Before, dropping the plane removes what it has pinned, unless a
@@ -167,50 +184,85 @@ impl Plane {
     }
 
     fn attach_to(&mut self, interface: &str, program: &str) -> Result<Held> {
-        let what = format!("attach to interface {interface}");
-        let failed = |error: aya::programs::ProgramError| Error::bpf(what.clone(), error);
-        let program = classifier(&mut self.ebpf, program)?;
+        let mut what = format!("attach to interface {interface}");
+        if self.hook == Hook::Xdp {
+            what += " as XDP (not every driver does that, nor with every setting; without xdp any interface does)";
+        }
+        let failed = |error: ProgramError| Error::bpf(what.clone(), error);
+        let no_link = |error: LinkError| Error::bpf(what.clone(), error);
         let pin = self.pins.as_ref().map(|pins| pins.join(format!("{LINK}{interface}")));
+        // Kept until the end, so that a predecessor's program works until ours does.
+        let mut _old = None;
         if let Some(pin) = &pin
             && let Ok(old) = PinnedLink::from_pin(pin)
         {
-            let link = FdLink::from(old).try_into().map_err(|error| Error::bpf(what.clone(), error))?;
-            // Where it fails, the interface that the link belonged to is gone, and one of its name has come.
-            if program.attach_to_link(link).is_ok() {
-                let link = PinnedLink::from_pin(pin).map_err(|error| Error::bpf(what, error))?;
-                return Ok(Held::Pinned(link));
+            // Where it fails, the predecessor had another hook, or the interface that the link belonged to is gone and one of
+            // its name has come.
+            if self.take_over(program, old.into()) {
+                return PinnedLink::from_pin(pin).map(Held::Pinned).map_err(no_link);
             }
+            _old = PinnedLink::from_pin(pin).ok();
             remove_file(pin)?;
         }
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program.attach_with_options(interface, TcAttachType::Ingress, order).map_err(failed)?;
-        let link: FdLink = program
-            .take_link(id)
-            .map_err(failed)?
-            .try_into()
-            .map_err(|error: aya::programs::links::LinkError| Error::bpf(what.clone(), error))?;
-        Ok(match pin {
-            None => Held::Own(link),
-            Some(pin) => Held::Pinned(link.pin(pin).map_err(|error| Error::bpf(what, error))?),
-        })
+        let link: FdLink = match self.program(program)? {
+            Program::Xdp(program) => {
+                let id = program.attach(interface, XdpMode::Driver).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into().map_err(no_link)?
+            }
+            other => {
+                let program: &mut SchedClassifier = other.try_into().map_err(failed)?;
+                let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+                let id =
+                    program.attach_with_options(interface, TcAttachType::Ingress, order).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into().map_err(no_link)?
+            }
+        };
+        match pin {
+            None => Ok(Held::Own(link)),
+            Some(pin) => link.pin(pin).map(Held::Pinned).map_err(|error| Error::bpf(what, error)),
+        }
     }
 
-    /// The classifier `name`, for test runs.
+    /// Replaces the program of a link in one moment, if the link is of its kind.
+    fn take_over(&mut self, program: &str, link: FdLink) -> bool {
+        match self.ebpf.program_mut(program) {
+            Some(Program::Xdp(program)) => {
+                XdpLink::try_from(link).is_ok_and(|link| program.attach_to_link(link).is_ok())
+            }
+            Some(Program::SchedClassifier(program)) => {
+                SchedClassifierLink::try_from(link).is_ok_and(|link| program.attach_to_link(link).is_ok())
+            }
+            _ => false,
+        }
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        let missing =
+            || Error::Bpf { what: format!("find BPF program {name}"), says: "the object has none".into() };
+        self.ebpf.program_mut(name).ok_or_else(missing)
+    }
+
+    /// One packet, or the same many times, through the program `name`, without a network.
     #[doc(hidden)]
-    pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        classifier(&mut self.ebpf, name)
+    pub fn test_run(&mut self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult> {
+        let failed = |error: ProgramError| Error::bpf(format!("test BPF program {name}"), error);
+        match self.program(name)? {
+            Program::Xdp(program) => program.test_run(options).map_err(failed),
+            other => {
+                let program: &SchedClassifier = (&*other).try_into().map_err(failed)?;
+                program.test_run(options).map_err(failed)
+            }
+        }
+    }
+
+    /// What the kernel says about the program `name`.
+    #[doc(hidden)]
+    pub fn info(&mut self, name: &str) -> Result<ProgramInfo> {
+        self.program(name)?.info().map_err(|error| Error::bpf(format!("look at BPF program {name}"), error))
     }
 }
 
 const LINK: &str = "link-";
-
-fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier> {
-    let what = || format!("find BPF program {name}");
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Error::Bpf { what: what(), says: "the object has none".into() })?;
-    program.try_into().map_err(|error: aya::programs::ProgramError| Error::bpf(what(), error))
-}
 
 impl Maps {
     /// Those of a pinned plane.

@@ -23,7 +23,7 @@ use crate::health::{self, Checker, Verdict};
 use crate::lock::Lock;
 use crate::metrics;
 use crate::neighbour::{self, Way};
-use crate::plane::{self, Plane};
+use crate::plane::{self, Hook, Plane};
 use crate::rebuild::{self, Answer, Asker};
 use crate::report::{Question, Secret};
 use crate::{Error, Result, maglev};
@@ -150,7 +150,8 @@ impl Balancer {
         answers: mpsc::UnboundedSender<Answer>,
     ) -> Result<Self> {
         let secret = secret(&config)?;
-        let plane = Plane::load(&config.tables, config.pin_directory().as_deref())?;
+        let hook = if config.xdp { Hook::Xdp } else { Hook::Tc };
+        let plane = Plane::load(hook, &config.tables, config.pin_directory().as_deref())?;
         for (name, there, wanted) in sizes(&plane, &config)? {
             if there != wanted {
                 let down = format!("braid lb down {}", config.name);
@@ -225,9 +226,10 @@ impl Balancer {
 
     /// Changes to `config`. After an error nothing has changed.
     async fn reload(&mut self, config: Config) -> Result<()> {
-        let fixed = |config: &Config| (config.name.clone(), config.pin_directory(), config.tables);
+        let fixed =
+            |config: &Config| (config.name.clone(), config.pin_directory(), config.tables, config.xdp);
         if fixed(&config) != fixed(&self.config) {
-            let message = "name, pin, pins and tables: changing them takes a new start";
+            let message = "name, pin, pins, tables and xdp: changing them takes a new start";
             return Err(configfile::Error::new("reload", message).into());
         }
         // First everything that can fail.

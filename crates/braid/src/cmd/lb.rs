@@ -42,6 +42,9 @@ pub struct Args {
     /// File with [[service]] and [[service.backend]] tables
     #[arg(long, short, value_name = "FILE", env = "BRAID_LB_CONFIG")]
     config: Option<PathBuf>,
+    /// Work in the drivers of real network cards (XDP); an interface whose driver cannot is refused
+    #[arg(long)]
+    xdp: bool,
     /// Read the configuration, say what is wrong with it, and end
     #[arg(long)]
     check: bool,
@@ -163,7 +166,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None => {}
     }
     let file = args.config.context("--config FILE is missing (or a command: status, down, agent)")?;
-    let load = || Config::load(&file);
+    let load = || {
+        let config = Config::load(&file)?;
+        Ok(Config { xdp: config.xdp || args.xdp, ..config })
+    };
     if args.check {
         load()?;
         return Ok(ExitCode::SUCCESS);

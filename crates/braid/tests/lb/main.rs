@@ -7,3 +7,4 @@ mod net;
 mod rebuild;
 mod steering;
 mod tunnel;
+mod xdp;
