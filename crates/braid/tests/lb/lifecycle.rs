@@ -99,6 +99,21 @@ async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
     traffic.go_on(20 - before).await;
     more.all_go_on().await;
     assert_eq!(net.connections_of(2).await, 40 - before + 5);
+
+    // Back again, it takes new ones, and none of the other's.
+    net.config("", "", |_| String::new());
+    signal(&balancer, Signal::SIGHUP);
+    net.state(1, "up").await;
+    let taken = || net.status()["services"][0]["backends"][0]["connections"].as_u64().unwrap();
+    let was = taken();
+    // Its entry is there a moment before its places on the ring.
+    until("a connection of the one that is back", async || {
+        net.connect(5, VIP).await;
+        (taken() > was).then_some(())
+    })
+    .await;
+    traffic.go_on(20 - before).await;
+    more.all_go_on().await;
     assert!(down(&net).status.success());
 }
 
@@ -166,6 +181,16 @@ async fn down_removes_all_of_it_and_a_failed_start_leaves_nothing() {
 
     let status = net.status();
     assert_eq!(status["services"][0]["backends"][0]["connections"], 3);
+    let text = net.braid("lb", &["lb", "status"]).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    for line in [
+        format!("balancer {}: its program is pid {}", net.name(), balancer.pid()),
+        "service web (joins by token): 10.83.0.1:80, [fd83::1]:80".into(),
+        "table tokens: 3 of 262144, 0 pushed out".into(),
+        "tokens_learned              3  Packets with a key that told a connection's token".into(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
     let output = down(&net);
     assert!(output.status.success(), "{output:?}");
     assert!(balancer.exit().await.success());
@@ -189,6 +214,9 @@ async fn without_pins_the_data_plane_ends_with_its_program() {
     for line in [
         "braid_lb_connections_total{service=\"web\",backend=\"app-1\"} 3",
         "braid_lb_backend_up{service=\"web\",backend=\"app-1\"} 1",
+        "braid_lb_backend_draining{service=\"web\",backend=\"app-1\"} 0",
+        "braid_lb_flows{service=\"web\",backend=\"app-1\"} 3",
+        "braid_lb_table_pushed_out{table=\"tokens\"} 0",
         "braid_lb_tokens_learned_total 3",
         "# EOF",
     ] {
