@@ -123,15 +123,26 @@ __noinline __u32 by_token(__u32 service, __u32 token, struct address *client)
     return is(known->slot[0].backend, BACKEND_LIVE) ? known->slot[0].backend : other->backend;
 }
 
+static __always_inline void add(void *map, __u32 counter, struct tuple *tuple, __u32 number, __u32 flags)
+{
+    struct flow flow = { .backend = number, .seen = now(), .flags = flags };
+    if (bpf_map_update_elem(map, tuple, &flow, BPF_NOEXIST) == 0)
+        count(counter);
+    else
+        bpf_map_update_elem(map, tuple, &flow, BPF_ANY);
+}
+
 __noinline int add_flow(struct tuple *tuple, __u32 number, __u32 flags)
 {
-    if (!tuple)
-        return 0;
-    struct flow flow = { .backend = number, .seen = now(), .flags = flags };
-    if (bpf_map_update_elem(&flows, tuple, &flow, BPF_NOEXIST) == 0)
-        count(FLOWS_ADDED);
-    else
-        bpf_map_update_elem(&flows, tuple, &flow, BPF_ANY);
+    if (tuple)
+        add(&flows, FLOWS_ADDED, tuple, number, flags);
+    return 0;
+}
+
+__noinline int add_fresh(struct tuple *tuple, __u32 number, __u32 flags)
+{
+    if (tuple)
+        add(&fresh, FRESH_ADDED, tuple, number, flags);
     return 0;
 }
 
@@ -270,9 +281,8 @@ __noinline int open(context *ctx, struct packet *packet)
         __u32 flags = FLOW_SYN_SEEN;
         if (found.flags & MPTCP_SYN && service->flags & SERVICE_TOKEN)
             flags |= FLOW_KEY_TO_COME;
-        struct flow flow = { .backend = number, .seen = now(), .flags = flags };
         if (number)
-            bpf_map_update_elem(&fresh, &tuple, &flow, BPF_ANY);
+            add_fresh(&tuple, number, flags);
         if (known && bpf_map_delete_elem(&flows, &tuple) == 0)
             count(FLOWS_REMOVED);
     }
@@ -313,17 +323,17 @@ __noinline int find_backend(context *ctx, struct packet *packet)
         flow = bpf_map_lookup_elem(&fresh, &tuple);
         if (flow && flow->flags & FLOW_SYN_SEEN) {
             add_flow(&tuple, flow->backend, flow->flags);
-            bpf_map_delete_elem(&fresh, &tuple);
+            if (bpf_map_delete_elem(&fresh, &tuple) == 0)
+                count(FRESH_REMOVED);
             flow = bpf_map_lookup_elem(&flows, &tuple);
         }
     }
     if (!flow || !is(flow->backend, BACKEND_LIVE)) {
         // Another balancer's, or older than this one.
         __u32 number = from_ring(service->id, &tuple);
-        struct flow found = { .backend = number, .seen = now() };
         count(PICKED_UP);
         if (number)
-            bpf_map_update_elem(&fresh, &tuple, &found, BPF_ANY);
+            add_fresh(&tuple, number, 0);
         return number;
     }
     touch(flow, packet);

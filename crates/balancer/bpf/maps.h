@@ -195,6 +195,8 @@ enum counter {
     MPTCP_VERSION_0,       // served, but its joins cannot be steered
     FLOWS_TOLD,            // the control plane's, by its agents
     TOKENS_TOLD,
+    FRESH_ADDED,
+    FRESH_REMOVED,
     COUNTERS,
 };
 

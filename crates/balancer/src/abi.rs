@@ -213,7 +213,7 @@ impl std::fmt::Display for Name {
 }
 
 /// The counters that belong to no backend, in the order of `enum counter`, and what they count.
-pub const COUNTERS: [(&str, &str); 19] = [
+pub const COUNTERS: [(&str, &str); 21] = [
     ("tokens_learned", "Packets with a key that told a connection's token"),
     ("token_collisions", "Tokens that two connections on two backends have had"),
     ("flows_added", "Entries made in the flow table"),
@@ -233,6 +233,8 @@ pub const COUNTERS: [(&str, &str); 19] = [
     ("mptcp_version_0", "Connections opened with MPTCP version 0, whose joins cannot be steered by token"),
     ("flows_told", "Entries made in the flow table from what backends' agents told"),
     ("tokens_told", "Entries made in the token table from what backends' agents told"),
+    ("fresh_added", "Entries made in the table of flows that have sent no more than a SYN"),
+    ("fresh_removed", "Entries of that table that went because the flow went on"),
 ];
 
 #[cfg(test)]

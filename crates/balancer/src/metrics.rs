@@ -60,11 +60,11 @@ const GAUGES_OF_BACKEND: [GaugeOfBackend; 3] = [
     ("flows", "In the flow table", |b| b.flows as i64),
 ];
 
-/// What is known of each table; some of some alone.
-type OfTable = (&'static str, &'static str, fn(&Table) -> Option<u64>);
+/// What is known of each table.
+type OfTable = (&'static str, &'static str, fn(&Table) -> u64);
 const OF_TABLE: [OfTable; 3] = [
-    ("table_entries", "Entries of a table", |t| Some(t.entries)),
-    ("table_size", "Room of a table", |t| Some(t.size)),
+    ("table_entries", "Entries of a table", |t| t.entries),
+    ("table_size", "Room of a table", |t| t.size),
     ("table_pushed_out", "Entries that went because the table was full", |t| t.evicted),
 ];
 
@@ -92,9 +92,8 @@ impl Collector for Snapshot {
         for (name, help, value) in OF_TABLE {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for table in &self.0.tables {
-                if let Some(value) = value(table) {
-                    ConstGauge::new(value as i64).encode(family.encode_family(&[("table", table.name)])?)?;
-                }
+                let gauge = ConstGauge::new(value(table) as i64);
+                gauge.encode(family.encode_family(&[("table", table.name)])?)?;
             }
         }
         for ((name, help), (_, value)) in COUNTERS.iter().zip(&self.0.counters) {

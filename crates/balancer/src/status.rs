@@ -84,8 +84,8 @@ pub struct Table {
     pub entries: u64,
     /// Entries that it has room for.
     pub size: u64,
-    /// Entries that went because it was full; unknown of the table of fresh flows.
-    pub evicted: Option<u64>,
+    /// Entries that went because it was full.
+    pub evicted: u64,
 }
 
 impl Status {
@@ -175,7 +175,7 @@ impl Status {
         let size = |map: &MapData| map.info().map(|info| u64::from(info.max_entries())).map_err(failed);
         let tokens = maps.tokens.keys().flatten().count() as u64;
         let fresh = maps.fresh.keys().flatten().count() as u64;
-        let evicted = |added: u64, present: u64| Some(added.saturating_sub(present));
+        let evicted = |added: u64, present: u64| added.saturating_sub(present);
         Ok(Status {
             name: name.into(),
             program,
@@ -197,7 +197,12 @@ impl Status {
                     size: size(maps.tokens.map())?,
                     evicted: evicted(counter("tokens_added") + counter("tokens_told"), tokens),
                 },
-                Table { name: "fresh", entries: fresh, size: size(maps.fresh.map())?, evicted: None },
+                Table {
+                    name: "fresh",
+                    entries: fresh,
+                    size: size(maps.fresh.map())?,
+                    evicted: evicted(counter("fresh_added").saturating_sub(counter("fresh_removed")), fresh),
+                },
             ],
             counters: COUNTERS.iter().map(|(name, _)| *name).zip(counters).collect(),
         })

@@ -13,6 +13,7 @@ use balancer::abi::{
 use balancer::config::Tables;
 use balancer::maglev;
 use balancer::plane::{Hook, INSPECT, Plane};
+use balancer::status::Status;
 use proptest::prelude::*;
 use wire::key::Key;
 use wire::option::{CapableFlags, CapableKeys, Mptcp};
@@ -386,6 +387,49 @@ fn a_flood_of_syns_beyond_the_tables_breaks_no_flow() {
         for from in flows.iter().chain(&joins) {
             assert_eq!(bench.goes_to(&tcp(from, VIP, ACK, &[])), 1, "{from}");
         }
+        // How many did not fit is told; what the flood could not reach has lost none.
+        let status = Status::read("test", None, &bench.0.tables).unwrap();
+        let evicted = |name: &str| status.tables.iter().find(|table| table.name == name).unwrap().evicted;
+        assert_eq!((evicted("flows"), evicted("tokens")), (0, 0));
+        assert!((20_000 - 1024..=20_000).contains(&evicted("fresh")), "{}", evicted("fresh"));
+    });
+}
+
+#[test]
+fn a_forged_key_moves_no_flow_and_is_counted() {
+    both(|mut bench| {
+        bench.ring(&[1]);
+        bench.connection(CLIENT, VIP, Key(5));
+        assert_eq!(bench.goes_to(&tcp("10.81.1.10:1", VIP, SYN, &[join(Key(5).token())])), 1);
+        // The attacker has a connection of its own on the other backend, and says that its key is the victim's.
+        bench.ring(&[2]);
+        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(5)), 2);
+        assert_eq!(bench.counter("token_collisions"), 1);
+        for flow in [CLIENT, "10.81.1.10:1"] {
+            assert_eq!(bench.goes_to(&tcp(flow, VIP, ACK, &[])), 1);
+        }
+        let more = tcp(&CLIENT.replace(":40000", ":40001"), VIP, SYN, &[join(Key(5).token())]);
+        assert_eq!(bench.goes_to(&more), 1);
+    });
+}
+
+#[test]
+fn options_that_do_not_add_up_are_counted_and_the_packet_is_served_as_plain_tcp() {
+    both(|mut bench| {
+        let cut = [30, 20, 1, 1];
+        let syn = ip(CLIENT, VIP, 6, &segment(CLIENT, VIP, SYN, &cut));
+        assert_eq!(bench.goes_to(&syn), bench.goes_to(&tcp(CLIENT, VIP, ACK, &[])));
+        assert_eq!(bench.counter("malformed_options"), 1);
+        let plain: u64 = [1, 2].map(|number| bench.0.tables.traffic(number).unwrap().plain).iter().sum();
+        assert_eq!(plain, 1);
+    });
+}
+
+#[test]
+fn the_verifier_goes_through_a_tenth_of_what_it_allows_at_most() {
+    both(|mut bench| {
+        let verified = bench.0.info("balance").unwrap().verified_instruction_count().unwrap();
+        assert!((1..100_000).contains(&verified), "{verified}");
     });
 }
 

@@ -11,7 +11,7 @@ use balancer::abi::COUNTERS;
 use balancer::agent::{self, Setup};
 use balancer::config::PINS;
 use balancer::report::Secret;
-use balancer::status::{Service, Status};
+use balancer::status::{Service, Status, Table};
 use balancer::{Config, run};
 use clap::Subcommand;
 
@@ -225,8 +225,8 @@ fn status(args: &StatusArgs) -> Result<ExitCode> {
         print_service(service)?;
     }
     for table in &status.tables {
-        let evicted = table.evicted.map(|evicted| format!(", {evicted} pushed out")).unwrap_or_default();
-        output::line(format_args!("table {}: {} of {}{evicted}", table.name, table.entries, table.size))?;
+        let Table { name, entries, size, evicted } = table;
+        output::line(format_args!("table {name}: {entries} of {size}, {evicted} pushed out"))?;
     }
     for ((name, value), (_, help)) in
         status.counters.iter().zip(COUNTERS).filter(|((_, value), _)| *value > 0)
