@@ -114,7 +114,9 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
             Expectation::Same(expected) => {
                 (format!("equal SHA-256 of {}", expected.files.join(", ")), judge_same(expected, work))
             }
-            Expectation::Stall(expected) => (describe_stall(expected), judge_stall(expected, outcome)),
+            Expectation::Stall(expected) => {
+                (describe_stall(expected), judge_stall(expected, record, outcome))
+            }
             Expectation::Resumed(expected) => (describe_resumed(expected), judge_resumed(expected, record)),
             Expectation::Carried(expected) => (
                 format!("data only on {}", list(&expected.only)),
@@ -315,29 +317,48 @@ fn describe_stall(expected: &StallExpected) -> String {
     let of = expected.at_most_of.as_ref();
     let of = of.map(|of| format!("≤ {} of {}'s", percent(of.share.0), of.step));
     let bounds: Vec<String> = most.into_iter().chain(of).collect();
-    if bounds.is_empty() { "any".into() } else { bounds.join(", ") }
+    let bounds = if bounds.is_empty() { "any".into() } else { bounds.join(", ") };
+    expected.during.as_ref().map_or(bounds.clone(), |during| format!("{bounds} during {during}"))
 }
 
-fn judge_stall(expected: &StallExpected, outcome: &Outcome) -> (String, bool) {
-    let stall = |step: &str| {
-        outcome.deliveries.get(step).filter(|delivery| delivery.bytes > 0).map(|delivery| delivery.stall)
+fn judge_stall(expected: &StallExpected, record: &Record, outcome: &Outcome) -> (String, bool) {
+    let (seen, text) = match stall(&expected.step, expected, record, outcome) {
+        Ok(stall) => stall,
+        Err(problem) => return (problem, false),
     };
-    let Some(seen) = stall(&expected.step) else { return ("nothing arrived".into(), false) };
     let fits = expected.at_most.is_none_or(|most| seen <= most);
-    let text = format!("{} ms without a byte", seen.as_millis());
-    match &expected.at_most_of {
-        None => (text, fits),
-        Some(of) => match stall(&of.step) {
-            Some(other) => {
-                let share = seen.as_secs_f64() / other.as_secs_f64();
-                (
-                    format!("{text}, {} of {} ms", percent(share), other.as_millis()),
-                    fits && share <= of.share.0,
-                )
-            }
-            None => (format!("{text}; nothing of {} arrived", of.step), false),
-        },
+    let Some(of) = &expected.at_most_of else { return (text, fits) };
+    match stall(&of.step, expected, record, outcome) {
+        Ok((other, _)) => {
+            let share = seen.as_secs_f64() / other.as_secs_f64();
+            let of_other = format!("{text}: {} of {} ms", percent(share), other.as_millis());
+            (of_other, fits && share <= of.share.0)
+        }
+        Err(problem) => (problem, false),
     }
+}
+
+/// How long the transfer of `step` stood still, and that in words.
+fn stall(
+    step: &str,
+    expected: &StallExpected,
+    record: &Record,
+    outcome: &Outcome,
+) -> Result<(Duration, String), String> {
+    let arrival = outcome.arrivals.get(step).filter(|arrival| arrival.bytes > 0);
+    let arrival = arrival.ok_or_else(|| format!("nothing of {step} arrived"))?;
+    let Some(during) = &expected.during else {
+        return Ok((arrival.stall, format!("{} ms without a byte", arrival.stall.as_millis())));
+    };
+    let time = record.step(during).and_then(|step| Some((step.began, step.ended?)));
+    let (began, ended) = time.ok_or("the step did not come to its end")?;
+    // Of each gap, what lies in that time.
+    let gaps = arrival.gaps.iter().map(|(from, to)| (*to).min(ended).saturating_sub((*from).max(began)));
+    let gaps: Vec<Duration> = gaps.filter(|gap| !gap.is_zero()).collect();
+    let all: Duration = gaps.iter().sum();
+    let longest = gaps.iter().max().copied().unwrap_or_default();
+    let text = format!("{} ms without a byte, {} ms of them at a time", all.as_millis(), longest.as_millis());
+    Ok((all, text))
 }
 
 /// So many bytes on a link are data.

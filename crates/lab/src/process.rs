@@ -31,7 +31,7 @@ pub struct Watch {
 }
 
 /// How a saved payload has arrived so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
     /// Bytes so far.
     pub bytes: u64,
@@ -41,9 +41,12 @@ pub struct Delivery {
     pub last: Option<Instant>,
     /// The longest time between two reads that brought something.
     pub stall: Duration,
-    /// When that time began.
-    pub stalled: Option<Instant>,
+    /// All such times of [`GAP`] and longer: from when to when.
+    pub gaps: Vec<(Instant, Instant)>,
 }
+
+/// What is shorter happens on any path now and then: a loss, BBR's look at the shortest round trip, a busy machine.
+pub const GAP: Duration = Duration::from_millis(300);
 
 /// A running program and its children: they are a process group. Dropping it kills them.
 #[derive(Debug)]
@@ -137,7 +140,7 @@ impl Process {
 
     /// How its payload has arrived so far.
     pub fn delivery(&self) -> Delivery {
-        *self.delivery.borrow()
+        self.delivery.borrow().clone()
     }
 
     /// What it printed last, for messages: at most three lines, as one.
@@ -250,8 +253,9 @@ async fn save_payload(mut from: impl AsyncRead + Unpin, mut file: File, deliveri
         }
         deliveries.send_modify(|delivery| {
             let last = *delivery.last.get_or_insert(now);
-            if now - last > delivery.stall {
-                (delivery.stall, delivery.stalled) = (now - last, Some(last));
+            delivery.stall = delivery.stall.max(now - last);
+            if now - last >= GAP {
+                delivery.gaps.push((last, now));
             }
             delivery.first.get_or_insert(now);
             delivery.last = Some(now);

@@ -222,6 +222,11 @@ impl Recorder {
         lock(&self.record)
     }
 
+    /// The place of `moment` in the record.
+    pub(crate) fn at(&self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.started)
+    }
+
     /// Waits until `enough` says so of the record; tried anew with each event.
     pub(crate) async fn wait_for(&self, mut enough: impl FnMut(&Record) -> bool) {
         let mut changed = self.changed.clone();

@@ -58,7 +58,7 @@ pub fn events(scenario: &Scenario, record: &Record) -> Value {
 pub fn throughput_svg(scenario: &Scenario, record: &Record) -> String {
     let mut svg = String::new();
     let title = format!("{}: {}", scenario.name, scenario.title);
-    let chart = Chart::new(&title, record);
+    let chart = Chart::new(&title, scenario, record);
     let root = SVGBackend::with_string(&mut svg, (WIDTH, chart.height())).into_drawing_area();
     let drawn = chart.draw(&root).and_then(|()| root.present());
     drop(root);
@@ -116,16 +116,18 @@ struct Placed<'s> {
 }
 
 impl<'s> Chart<'s> {
-    fn new(title: &'s str, record: &'s Record) -> Self {
+    fn new(title: &'s str, scenario: &Scenario, record: &'s Record) -> Self {
         let marks: Vec<_> = record.steps.iter().map(|step| (step.began, step.name.as_str())).collect();
         let times = record.samples.iter().map(|sample| sample.at).chain(marks.iter().map(|(at, _)| *at));
         let seconds = times.max().unwrap_or_default().as_secs_f64().max(0.1);
         let window = Duration::from_secs_f64(seconds / 100.0).max(Duration::from_millis(200));
-        let series =
-            record.links.iter().zip(COLOURS.into_iter().cycle()).enumerate().map(|(n, (path, colour))| {
-                let carried = record.samples.iter().map(|sample| (sample.at, sample.bytes[n].iter().sum()));
-                Series { path, colour, points: throughput(&carried.collect::<Vec<_>>(), window) }
-            });
+        let drawn =
+            |(_, path): &(usize, &String)| scenario.picture.is_empty() || scenario.picture.contains(path);
+        let links = record.links.iter().enumerate().filter(drawn);
+        let series = links.zip(COLOURS.into_iter().cycle()).map(|((n, path), colour)| {
+            let carried = record.samples.iter().map(|sample| (sample.at, sample.bytes[n].iter().sum()));
+            Series { path, colour, points: throughput(&carried.collect::<Vec<_>>(), window) }
+        });
         let series: Vec<_> = series.collect();
         let most = series.iter().flat_map(|s| &s.points).map(|(_, mbit)| *mbit).fold(0.0, f64::max);
         Chart { title, series, marks: place(&marks, seconds), seconds, most: (most * 1.08).max(0.1) }
@@ -331,6 +333,12 @@ mod tests {
             assert!(svg.contains(text), "{text}");
         }
         assert!(svg.trim_end().ends_with("</svg>"));
+    }
+
+    #[test]
+    fn the_picture_has_only_the_links_that_the_scenario_names() {
+        let svg = throughput_svg(&Scenario { picture: vec!["wifi".into()], ..scenario() }, &record());
+        assert!(svg.contains(">\nwifi") && !svg.contains("l&lt;e"), "{svg}");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub struct Scenario {
     pub variants: Vec<String>,
     /// What it shows, in one line.
     pub title: String,
+    /// The links whose throughput a report draws; empty: all.
+    #[serde(default)]
+    pub picture: Vec<String>,
     /// The hosts and routers: a network namespace each.
     pub nodes: IndexMap<String, Node>,
     /// The links between them.
@@ -567,16 +570,18 @@ pub struct SameExpected {
     pub files: Vec<String>,
 }
 
-/// The longest time in which nothing of a saved transfer arrived at its receiver.
+/// The longest time in which nothing of a saved transfer arrived at its receiver; with `during`, all such times together.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StallExpected {
     /// A step with `save`.
     pub step: String,
+    /// While this step ran, all times of 300 ms and more in which nothing arrived, together.
+    pub during: Option<String>,
     /// At most so long.
     #[serde(default, deserialize_with = "quantity::some_time")]
     pub at_most: Option<Duration>,
-    /// At most this share of the stall of another step: `{ step = "other", share = "33%" }`. Without either the stall is
+    /// At most this share of the stall of another step, measured alike: `{ step = "other", share = "33%" }`. Without either the stall is
     /// only reported.
     pub at_most_of: Option<StallShare>,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 
-use crate::process::{Delivery, Process, Watch};
+use crate::process::{Process, Watch};
 use crate::record::Recorder;
 use crate::run::Progress;
 use crate::scenario::{Expectation, Run, Step, Wait};
@@ -17,11 +17,21 @@ pub(crate) struct Outcome {
     /// Name of each program that was run, the exit code it had to have, and how it ended.
     pub(crate) exits: Vec<(String, i32, Result<i32, String>)>,
     /// How the payload of each saved step arrived.
-    pub(crate) deliveries: IndexMap<String, Delivery>,
+    pub(crate) arrivals: IndexMap<String, Arrival>,
     /// What the programs of expectations said, and whether they ended with 0.
     pub(crate) answers: IndexMap<String, (String, bool)>,
     /// What went wrong apart from that, and in which step; no later step was taken.
     pub(crate) failure: Option<(String, String)>,
+}
+
+/// How a payload arrived.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arrival {
+    pub(crate) bytes: u64,
+    /// The longest time without a byte.
+    pub(crate) stall: Duration,
+    /// All times of [`crate::process::GAP`] and more without a byte: begin and end, since the recording began.
+    pub(crate) gaps: Vec<(Duration, Duration)>,
 }
 
 /// Takes all steps of the lab's scenario, up to the first that fails.
@@ -116,9 +126,17 @@ impl Play<'_> {
         };
         self.outcome.exits.push((name.into(), run.exit, end));
         if run.save.is_some() {
-            self.outcome.deliveries.insert(name.into(), process.delivery());
+            self.arrived(name, &process);
         }
         Ok(())
+    }
+
+    fn arrived(&mut self, name: &str, process: &Process) {
+        let delivery = process.delivery();
+        let at = |moment| self.recorder.at(moment);
+        let gaps = delivery.gaps.iter().map(|(from, to)| (at(*from), at(*to))).collect();
+        let arrival = Arrival { bytes: delivery.bytes, stall: delivery.stall, gaps };
+        self.outcome.arrivals.insert(name.into(), arrival);
     }
 
     async fn wait(&mut self, wait: &Wait) -> Result<()> {
@@ -198,7 +216,7 @@ impl Play<'_> {
         if self.has_failed() {
             for (name, (run, process)) in std::mem::take(&mut self.background) {
                 if run.save.is_some() {
-                    self.outcome.deliveries.insert(name.clone(), process.delivery());
+                    self.arrived(&name, &process);
                 }
                 process.stop().await;
                 self.recorder.end(&name).await;

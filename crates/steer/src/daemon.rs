@@ -4,6 +4,7 @@
 //! the namespace is written down (`changed.rs`) and put back at the end.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ mod holder;
 mod kernel;
 mod look;
 mod metrics;
+mod scout;
 
 pub use control::{Answer, ask};
 pub use holder::hold;
@@ -54,7 +56,7 @@ pub fn directory(run: &std::path::Path, netns: &Netns) -> Result<PathBuf> {
 }
 
 /// Between two looks while something may go wrong, or right, that no event tells of.
-const BUSY: Duration = Duration::from_millis(50);
+const BUSY: Duration = Duration::from_millis(20);
 /// Between two looks otherwise.
 const IDLE: Duration = Duration::from_secs(1);
 /// Events that come one after the other are followed by one look.
@@ -103,6 +105,8 @@ struct Daemon {
     events: Events,
     changes: addresses::Changes,
     looker: look::Looker,
+    /// Made when it is first needed.
+    scout: Option<scout::Scout>,
     policy: Policy,
     changed: changed::Changed,
     next_look: Instant,
@@ -127,6 +131,7 @@ impl Daemon {
             events,
             changes,
             looker: look::Looker::default(),
+            scout: None,
             policy: Policy::new(config.clone()),
             changed,
             next_look: Instant::now(),
@@ -191,7 +196,9 @@ impl Daemon {
                 match notice? {
                     Notice::Event(event) => {
                         self.metrics.events.inc();
-                        if let Some(told) = told(&event) {
+                        let answer = self.scout.as_ref().and_then(|scout| scout.answer(&event));
+                        let answer = answer.map(|(local, remote)| Event::Answered { local, remote });
+                        if let Some(told) = answer.or_else(|| told(&event)) {
                             self.tell(told);
                         }
                     }
@@ -227,14 +234,18 @@ impl Daemon {
             self.next_look = Instant::now() + IDLE;
             return Ok(());
         }
+        let began = Instant::now();
         let with_owners = !self.policy.config().rule.is_empty();
-        let seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
+        let mut seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
+        seen.retain(|seen| !self.scout.as_ref().is_some_and(|scout| scout.is(seen.token)));
         self.metrics.saw(&seen);
         let now = self.began.elapsed();
         for action in self.policy.on_event(now, Event::Connections(seen.clone())) {
             self.act(action, &seen).await;
         }
-        self.next_look = Instant::now() + if self.policy.is_busy() { BUSY } else { IDLE };
+        // Where there are many connections, most of the time is left to others.
+        let pause = if self.policy.is_busy() { BUSY.max(4 * began.elapsed()) } else { IDLE };
+        self.next_look = Instant::now() + pause;
         Ok(())
     }
 
@@ -253,7 +264,7 @@ impl Daemon {
         self.tell(Event::Refused(action));
     }
 
-    async fn request(&self, action: &Action, seen: &[Seen]) -> mptcp::Result<()> {
+    async fn request(&mut self, action: &Action, seen: &[Seen]) -> mptcp::Result<()> {
         let end = |addr| Address::new(addr, None);
         match *action {
             Action::Create { token, local, id, ifindex, remote, backup } => {
@@ -270,6 +281,7 @@ impl Daemon {
             Action::Announce { token, ip, id } => {
                 self.client.announce(token, Address { ip, id: Some(id), port: 0, ifindex: 0 }).await
             }
+            Action::Ask { local, ifindex, remote } => self.ask(local, ifindex, remote).await,
             Action::Withdraw { token, id } => {
                 let withdrawn = self.client.remove(token, id).await;
                 if withdrawn.is_err() {
@@ -279,6 +291,17 @@ impl Daemon {
                 Ok(())
             }
         }
+    }
+
+    async fn ask(&mut self, local: IpAddr, ifindex: u32, remote: SocketAddr) -> mptcp::Result<()> {
+        let mut scout = match self.scout.take() {
+            Some(scout) => scout,
+            None => scout::Scout::new(&self.options.netns).await?,
+        };
+        let asked = scout.ask(&self.options.netns, &self.client, local, ifindex, remote).await;
+        // One that no longer works is made anew the next time.
+        self.scout = asked.is_ok().then_some(scout);
+        asked
     }
 
     async fn destroy(&self, token: Token, id: AddrId, seen: &[Seen]) {

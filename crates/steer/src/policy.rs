@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use mptcp::{AddrId, Token};
 
+mod asks;
 pub mod config;
 mod connection;
 mod health;
@@ -24,6 +25,7 @@ mod health;
 mod tests;
 mod wanted;
 
+use asks::Asks;
 use config::{Config, Identity};
 use connection::Connection;
 
@@ -125,6 +127,13 @@ pub enum Event {
         /// The address's id.
         id: AddrId,
     },
+    /// Something came back on the path that was asked for with [`Action::Ask`].
+    Answered {
+        /// From this address
+        local: IpAddr,
+        /// to this one.
+        remote: SocketAddr,
+    },
     /// The kernel refused this.
     Refused(Action),
     /// Other things are wanted from now on.
@@ -176,6 +185,15 @@ pub enum Action {
         /// A backup?
         backup: bool,
     },
+    /// Find out whether anything comes through between two addresses, in a way that no connection notices.
+    Ask {
+        /// From this address,
+        local: IpAddr,
+        /// by this interface.
+        ifindex: u32,
+        /// To this address.
+        remote: SocketAddr,
+    },
     /// Announce an address to the peer.
     Announce {
         /// On this connection.
@@ -188,14 +206,15 @@ pub enum Action {
 }
 
 impl Action {
-    /// The connection that it is about.
-    pub fn token(&self) -> Token {
+    /// The connection that it is about, if it is about one.
+    pub fn token(&self) -> Option<Token> {
         match *self {
             Action::Create { token, .. }
             | Action::Destroy { token, .. }
             | Action::Withdraw { token, .. }
             | Action::SetBackup { token, .. }
-            | Action::Announce { token, .. } => token,
+            | Action::Announce { token, .. } => Some(token),
+            Action::Ask { .. } => None,
         }
     }
 }
@@ -208,6 +227,7 @@ pub struct Policy {
     connections: BTreeMap<Token, Connection>,
     /// Announcements may be told before their connection is seen.
     early: Vec<(Time, Token, AddrId, SocketAddr)>,
+    asks: Asks,
 }
 
 impl Policy {
@@ -244,8 +264,11 @@ impl Policy {
                 }
                 self.early.retain(|(_, of, early, _)| (*of, *early) != (token, id));
             }
+            Event::Answered { local, remote } => self.asks.answered(now, local, remote),
+            // It cannot be asked: attempts show.
+            Event::Refused(Action::Ask { local, remote, .. }) => self.asks.answered(now, local, remote),
             Event::Refused(action) => {
-                if let Some(connection) = self.connections.get_mut(&action.token()) {
+                if let Some(connection) = action.token().and_then(|token| self.connections.get_mut(&token)) {
                     connection.refused(now, &action);
                 }
             }
@@ -257,8 +280,9 @@ impl Policy {
             self.addresses.iter().filter(|local| self.config.uses(&local.interface)).cloned().collect();
         let mut actions = Vec::new();
         for connection in self.connections.values_mut() {
-            connection.steer(now, &self.config, &usable, &mut actions);
+            connection.steer(now, &self.config, &usable, &mut self.asks, &mut actions);
         }
+        self.asks.tidy(now);
         actions
     }
 

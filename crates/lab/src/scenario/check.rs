@@ -29,6 +29,9 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                 self.refuse(&["nodes", name], "a node's name is letters, digits, - and _")?;
             }
         }
+        for link in &scenario.picture {
+            self.link(&["picture"], link)?;
+        }
         self.links()?;
         self.nodes()?;
         self.files()?;
@@ -277,6 +280,7 @@ impl<R: Fn(&[&str], String) -> Result<()>> Check<'_, R> {
                     self.step(&["expect", name, "handover", "during"], Some(&handover.during))?;
                 }
                 Expectation::Stall(stall) => {
+                    self.step(&["expect", name, "stall", "during"], stall.during.as_deref())?;
                     let path = ["expect", name, "stall", "step"];
                     self.step(&path, Some(&stall.step))?;
                     if !self.saves(&stall.step) {

@@ -83,6 +83,10 @@ const BROKEN: &[(&str, &str)] = &[
         "[steps.s.wait]\nnode = 'left'\nevents = { JOINED = 1 }",
         "small.toml:16: steps.s.wait.events.JOINED: no event named JOINED (there is: CREATED, ",
     ),
+    (
+        "[expect.e.stall]\nstep = 'get'\nduring = 'got'",
+        "small.toml:16: expect.e.stall.during: no step named got (there is: get)",
+    ),
     ("[expect.e.stall]\nstep = 'get'", "small.toml:15: expect.e.stall.step: get has no save"),
     (
         "[expect.e.subflows]\nnode = 'left'\npairs = ['10.0.0.2 10.0.0.1']",

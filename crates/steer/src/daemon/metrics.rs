@@ -78,6 +78,7 @@ impl Metrics {
             Action::Withdraw { .. } => "withdraw",
             Action::SetBackup { .. } => "set_backup",
             Action::Announce { .. } => "announce",
+            Action::Ask { .. } => "ask",
         };
         self.actions.get_or_create(&ByAction { action }).inc();
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mptcp::AddrId;
 
+use super::asks::Asks;
 use super::config::{Config, Rule};
 use super::health::{Health, patience};
 use super::wanted::{Wanted, same};
@@ -45,6 +46,8 @@ struct Path {
     down: Option<Time>,
     /// A further subflow is being opened to see whether the path works.
     probe: Option<Time>,
+    /// Since when nothing comes through, as far as is known.
+    silent: Option<Time>,
 }
 
 /// IPv4 as IPv4, on IPv6 sockets too.
@@ -84,7 +87,7 @@ impl Connection {
             self.health.entry(ends).or_insert_with(|| Health::new(now, subflow)).look(now, subflow);
             let path = self.paths.entry(path_of(subflow)).or_default();
             if subflow.state == State::Open {
-                path.down = None;
+                (path.down, path.silent) = (None, None);
                 if now.saturating_sub(self.health[&ends].since) >= LIVED {
                     path.failures = 0;
                     path.flaps = 0;
@@ -128,6 +131,7 @@ impl Connection {
         for (_, path) in self.paths.iter_mut().filter(|((from, _), _)| *from == local) {
             path.failures = 0;
             path.not_before = now;
+            path.silent = None;
             path.down = path.down.map(|_| now);
         }
     }
@@ -143,6 +147,8 @@ impl Connection {
             }
             // The next look shows what is.
             Action::Destroy { .. } | Action::Withdraw { .. } | Action::SetBackup { .. } => {}
+            // Of no connection.
+            Action::Ask { .. } => {}
         }
     }
 
@@ -184,13 +190,14 @@ impl Connection {
         now: Time,
         config: &Config,
         addresses: &[Local],
+        asks: &mut Asks,
         actions: &mut Vec<Action>,
     ) {
         let rule = config.rule(&self.seen.identity, self.seen.local, self.seen.remote);
         let wanted = self.wanted(now, config, rule, addresses);
         self.close(now, config, &wanted, addresses, actions);
         if self.seen.ours {
-            self.open(now, rule, &wanted, actions);
+            self.open(now, rule, &wanted, asks, actions);
             self.probe(now, config, rule, addresses, actions);
         } else if rule.announce {
             self.announce(addresses, actions);
@@ -217,8 +224,10 @@ impl Connection {
                 State::Closing => continue,
                 State::Opening => {
                     let path = self.paths.entry(path_of(&subflow)).or_default();
-                    if path.probe.is_none() && self.has_lived(now, &subflow, self.attempt(now, &subflow)) {
-                        self.paths.entry(path_of(&subflow)).or_default().failures += 1;
+                    if path.probe.is_none() && self.has_lived(now, &subflow, ATTEMPT) {
+                        let path = self.paths.entry(path_of(&subflow)).or_default();
+                        path.failures += 1;
+                        path.silent = Some(now);
                         self.seen.subflows[index].state = State::Closing;
                         actions.push(Action::Destroy { token, local, remote });
                     }
@@ -238,7 +247,7 @@ impl Connection {
                     actions.push(Action::Withdraw { token, id: subflow.local_id });
                     for s in self.seen.subflows.iter_mut().filter(|s| of_id(&&**s)) {
                         s.state = State::Closing;
-                        self.paths.entry(path_of(s)).or_default().went(now);
+                        self.paths.entry(path_of(s)).or_default().went(now, dead);
                         // The kernel tells the peer, but keeps the connection's first address
                         // (mptcp_userspace_pm_remove_id_zero_address()).
                         if subflow.local_id == AddrId(0) {
@@ -247,7 +256,7 @@ impl Connection {
                     }
                 } else if dead && sound.iter().any(|s| others(&s)) {
                     self.seen.subflows[index].state = State::Closing;
-                    self.paths.entry(path_of(&subflow)).or_default().went(now);
+                    self.paths.entry(path_of(&subflow)).or_default().went(now, dead);
                     actions.push(Action::Destroy { token, local, remote });
                 }
                 continue;
@@ -275,7 +284,14 @@ impl Connection {
     }
 
     /// Opens what is wanted and not there.
-    fn open(&mut self, now: Time, rule: &Rule, wanted: &[Wanted<'_>], actions: &mut Vec<Action>) {
+    fn open(
+        &mut self,
+        now: Time,
+        rule: &Rule,
+        wanted: &[Wanted<'_>],
+        asks: &mut Asks,
+        actions: &mut Vec<Action>,
+    ) {
         self.lacks = false;
         for wanted in wanted {
             let there = self.seen.subflows.iter().filter(|s| s.state != State::Closing);
@@ -286,8 +302,10 @@ impl Connection {
             let there = there + self.asked.iter().filter(asked).count();
             for _ in there..wanted.count {
                 self.lacks = true;
-                let to = wanted.remotes.iter().min_by_key(|to| self.failures(wanted.local.ip, **to));
-                let Some(to) = to.copied() else { break };
+                let mut to = wanted.remotes.clone();
+                to.retain(|to| self.may_work(now, wanted.local, *to, asks, actions));
+                let to = to.into_iter().min_by_key(|to| self.failures(wanted.local.ip, *to));
+                let Some(to) = to else { break };
                 let path = self.paths.entry((wanted.local.ip, to)).or_default();
                 path.probe = None;
                 path.down.get_or_insert(now);
@@ -297,6 +315,31 @@ impl Connection {
                 self.create(wanted.local, to, wanted.backup, actions);
             }
         }
+    }
+
+    /// May an attempt between these addresses go well? A path that has fallen silent is asked first, from time to time:
+    /// the longer it has been down, the more rarely, so that its return is noticed after a sixteenth of that time.
+    fn may_work(
+        &mut self,
+        now: Time,
+        local: &Local,
+        remote: SocketAddr,
+        asks: &mut Asks,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        // Where one path from an address is silent, others may be.
+        let of_local = self.paths.iter().filter(|((from, _), _)| *from == local.ip);
+        let Some(silent) = of_local.filter_map(|(_, path)| path.silent).max() else { return true };
+        let path = self.paths.entry((local.ip, remote)).or_default();
+        let down = now.saturating_sub(*path.down.get_or_insert(now));
+        // Somebody on the way may let no question through.
+        if asks.works(local.ip, remote, silent) || now.saturating_sub(silent) >= ANYWAY {
+            return true;
+        }
+        if asks.is_due(now, local.ip, remote, (down / 16).clamp(ASK, LONGEST_ASK)) {
+            actions.push(Action::Ask { local: local.ip, ifindex: local.ifindex, remote });
+        }
+        false
     }
 
     /// Where others hear from the peer and a subflow that did no longer does, another handshake on its path tells
@@ -402,7 +445,9 @@ impl Connection {
     }
 
     fn is_stuck(&self, now: Time, subflow: &Subflow, config: &Config) -> bool {
-        self.health_of(subflow).is_some_and(|health| health.is_stuck(now, subflow, config.dead_after))
+        let others = self.seen.subflows.iter().filter(|s| path_of(s) != path_of(subflow));
+        let others = others.filter_map(|s| self.health_of(s)?.progressed).max();
+        self.health_of(subflow).is_some_and(|health| health.is_stuck(now, subflow, config.dead_after, others))
     }
 
     /// Has another subflow heard from the peer for a while, and this one not?
@@ -431,20 +476,17 @@ impl Connection {
             && self.seen.subflows.iter().any(|s| of_path(&s))
             && now.saturating_sub(*probe) >= patience(subflow, config.dead_after) + HANDSHAKE
     }
-
-    /// How long an attempt on a path may take. The longer the path has been down, the longer: its return is noticed
-    /// after a sixteenth of that time at most, and while it is down little is sent.
-    fn attempt(&self, now: Time, subflow: &Subflow) -> Duration {
-        let down = self.paths.get(&path_of(subflow)).and_then(|path| path.down);
-        down.map_or(ATTEMPT, |down| (now.saturating_sub(down) / 16).clamp(ATTEMPT, LONGEST_ATTEMPT))
-    }
 }
 
 /// A subflow that was open for so long has worked: its end is no sign against its path.
 const LIVED: Duration = Duration::from_secs(5);
-/// Least time for an attempt: the kernel repeats its SYN after one second.
-const ATTEMPT: Duration = Duration::from_millis(1500);
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(30);
+/// How long an attempt may take. The kernel sends a second SYN after one second.
+const ATTEMPT: Duration = Duration::from_millis(2500);
+/// Least time between two questions on a path.
+const ASK: Duration = Duration::from_secs(1);
+const LONGEST_ASK: Duration = Duration::from_secs(30);
+/// After so long an attempt is made without an answer.
+const ANYWAY: Duration = Duration::from_secs(60);
 /// Least time between an attempt that failed and the next one.
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -471,9 +513,10 @@ impl Path {
         self.flaps += 1;
     }
 
-    /// Its subflow was given up.
-    fn went(&mut self, now: Time) {
+    /// Its subflow was given up, because it was dead or for another reason.
+    fn went(&mut self, now: Time, dead: bool) {
         self.probe = None;
+        self.silent = dead.then_some(now);
         self.down.get_or_insert(now);
         self.not_before = now;
     }

@@ -12,6 +12,10 @@ pub(super) struct Health {
     acked: u64,
     /// When something was last acknowledged, or nothing was under way.
     moved: Time,
+    /// When something was last acknowledged or arrived.
+    pub(super) progressed: Option<Time>,
+    /// The shortest round-trip time that it has had.
+    shortest: Duration,
     received: u64,
     /// When something last arrived; `None`: nothing ever did.
     pub(super) heard: Option<Time>,
@@ -30,6 +34,8 @@ impl Health {
             state: subflow.state,
             acked: subflow.acked,
             moved: now,
+            progressed: None,
+            shortest: subflow.rtt,
             received: subflow.received,
             heard: None,
             hears: false,
@@ -43,12 +49,17 @@ impl Health {
         if subflow.state != self.state {
             self.since = now;
             self.state = subflow.state;
+            self.shortest = subflow.rtt;
         }
+        self.hears = subflow.received != self.received;
+        if self.hears || subflow.acked != self.acked {
+            self.progressed = Some(now);
+        }
+        self.shortest = self.shortest.min(subflow.rtt);
         if subflow.acked != self.acked || subflow.in_flight == 0 {
             self.moved = now;
             self.acked = subflow.acked;
         }
-        self.hears = subflow.received != self.received;
         if self.hears {
             self.heard = Some(now);
             self.received = subflow.received;
@@ -56,14 +67,38 @@ impl Health {
         }
     }
 
-    /// Is data under way that was sent again, and of which nothing was acknowledged for too long?
-    pub(super) fn is_stuck(&self, now: Time, subflow: &Subflow, dead_after: Duration) -> bool {
-        subflow.in_flight > 0
-            && subflow.timeouts > 0
-            // A timeout comes after more than a round-trip time by itself.
-            && now.saturating_sub(self.moved) >= dead_after.max(subflow.rtt)
+    /// Is data under way of which nothing is acknowledged any more? `others` says when another subflow of the connection
+    /// last got something through.
+    pub(super) fn is_stuck(
+        &self,
+        now: Time,
+        subflow: &Subflow,
+        dead_after: Duration,
+        others: Option<Time>,
+    ) -> bool {
+        if subflow.in_flight == 0 {
+            return false;
+        }
+        let silence = now.saturating_sub(self.moved);
+        let timed_out = subflow.timeouts > 0;
+        // It is not the peer, nor this host, that pauses.
+        let alone = others.is_some_and(|others| others >= self.moved + dead_after / 2);
+        // A timeout comes after more than a round-trip time by itself.
+        timed_out && silence >= dead_after.max(subflow.rtt)
+            // TCP probes after two round trips (RFC 8985 section 7.2), and the answer takes a third. A single segment is
+            // acknowledged when the peer likes to.
+            || alone && subflow.in_flight >= BULK && silence >= patience(subflow, dead_after)
+            // What still comes through takes ever longer.
+            || others.is_some_and(|others| now.saturating_sub(others) < dead_after)
+                && timed_out
+                && subflow.rtt >= GROWN * self.shortest.max(dead_after / GROWN)
     }
 }
+
+/// Segments under way that make a peer acknowledge at once (RFC 5681 section 4.2: every second one).
+const BULK: u32 = 3;
+/// A round-trip time that has grown so many times.
+const GROWN: u32 = 4;
 
 /// How long a subflow may be silent before its path is asked.
 pub(super) fn patience(subflow: &Subflow, dead_after: Duration) -> Duration {
