@@ -356,8 +356,11 @@ fn stall(
     let gaps = arrival.gaps.iter().map(|(from, to)| (*to).min(ended).saturating_sub((*from).max(began)));
     let gaps: Vec<Duration> = gaps.filter(|gap| !gap.is_zero()).collect();
     let all: Duration = gaps.iter().sum();
-    let longest = gaps.iter().max().copied().unwrap_or_default();
-    let text = format!("{} ms without a byte, {} ms of them at a time", all.as_millis(), longest.as_millis());
+    let each: Vec<_> = gaps.iter().map(|gap| gap.as_millis().to_string()).collect();
+    let text = match each.as_slice() {
+        [] | [_] => format!("{} ms without a byte", all.as_millis()),
+        each => format!("{} ms without a byte ({})", all.as_millis(), each.join(" + ")),
+    };
     Ok((all, text))
 }
 
