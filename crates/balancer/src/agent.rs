@@ -39,19 +39,19 @@ pub struct Setup {
 pub async fn run(setup: &Setup, ready: impl FnOnce()) -> Result<()> {
     let catch = |kind| signal(kind).map_err(|e| Error::io("catch signals", e));
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
-    let telling = match &setup.tell {
+    let listener = match &setup.tell {
         None => None,
-        Some((addr, _)) => {
+        Some((addr, secret)) => {
             let listener = TcpListener::bind(addr).await;
-            Some(listener.map_err(|e| Error::io(format!("listen on {addr}"), e))?)
+            Some((listener.map_err(|e| Error::io(format!("listen on {addr}"), e))?, secret.clone()))
         }
     };
     let _all = Done::new(setup).await?;
     let netns = Netns::current()?;
     let tell = async {
-        match (telling, &setup.tell) {
-            (Some(listener), Some((_, secret))) => report::serve(listener, secret.clone(), netns).await,
-            _ => std::future::pending().await,
+        match listener {
+            Some((listener, secret)) => report::serve(listener, secret, netns).await,
+            None => std::future::pending().await,
         }
     };
     ready();
