@@ -242,7 +242,11 @@ impl Lab {
                 return Err(Error::program(what, format!("ended before it was ready, {}", process.describe(status))));
             }
             () = tokio::time::sleep(spec.timeout) => {
-                let says = format!("not ready after {:?}; last words: {}", spec.timeout, process.last_words());
+                let last_words = match process.last_words() {
+                    words if words.is_empty() => String::new(),
+                    words => format!("; last words: {words}"),
+                };
+                let says = format!("not ready after {:?}{last_words}", spec.timeout);
                 return Err(Error::program(what, says));
             }
         }
