@@ -126,10 +126,12 @@ __noinline __u32 by_token(__u32 service, __u32 token, struct address *client)
 static __always_inline void add(void *map, __u32 counter, struct tuple *tuple, __u32 number, __u32 flags)
 {
     struct flow flow = { .backend = number, .seen = now(), .flags = flags };
-    if (bpf_map_update_elem(map, tuple, &flow, BPF_NOEXIST) == 0)
+    // Written in place where it is there: an update would take another entry of the table for it.
+    struct flow *there = bpf_map_lookup_elem(map, tuple);
+    if (there)
+        *there = flow;
+    else if (bpf_map_update_elem(map, tuple, &flow, BPF_NOEXIST) == 0)
         count(counter);
-    else
-        bpf_map_update_elem(map, tuple, &flow, BPF_ANY);
 }
 
 __noinline int add_flow(struct tuple *tuple, __u32 number, __u32 flags)
