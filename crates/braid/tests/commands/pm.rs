@@ -243,6 +243,37 @@ fn a_second_daemon_is_refused_and_without_one_nobody_answers() {
 }
 
 #[test]
+fn other_users_may_not_control_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new(Net::new());
+    let _daemon = host.pm("");
+    // Not the files' permissions keep them out.
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(host.run.path(), 0o755);
+    let directory = std::fs::read_dir(host.run.path()).unwrap().flatten().find(|entry| entry.path().is_dir());
+    let directory = directory.unwrap().path();
+    open(&directory, 0o755);
+    open(&directory.join("control"), 0o666);
+    let as_nobody = |command: &str| {
+        host.net.output(&format!("setpriv --reuid 65534 --regid 65534 --clear-groups {command}"))
+    };
+    if !as_nobody("true").status.success() {
+        println!("skipped: there is no other user here");
+        return;
+    }
+    let ask = format!("socat - UNIX-CONNECT:{}", directory.join("control").display());
+    let answer = as_nobody(&ask);
+    assert_eq!(
+        String::from_utf8_lossy(&answer.stdout),
+        "error user 65534 may not control this path manager\n",
+        "{answer:?}"
+    );
+    assert!(host.ask("status").starts_with("pid "));
+}
+
+#[test]
 fn for_the_kernels_path_manager_it_keeps_endpoints_and_limits_right() {
     let (client, _server) = pair(2);
     let client = Host::new(client);
