@@ -1,5 +1,6 @@
 //! `braid pm`: real connections, whose subflows come, go and come back; and the daemon's own life.
 
+use std::io::Write as _;
 use std::ops::ControlFlow;
 
 use mptcp::sysctl;
@@ -260,7 +261,8 @@ fn other_users_may_not_control_it() {
         host.net.output(&format!("setpriv --reuid 65534 --regid 65534 --clear-groups {command}"))
     };
     if !as_nobody("true").status.success() {
-        println!("skipped: there is no other user here");
+        let why = "skipped other_users_may_not_control_it: there is no other user here\n";
+        std::io::stderr().write_all(why.as_bytes()).unwrap();
         return;
     }
     let ask = format!("socat - UNIX-CONNECT:{}", directory.join("control").display());

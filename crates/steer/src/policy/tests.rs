@@ -50,6 +50,8 @@ struct Host {
     answers: Vec<(IpAddr, SocketAddr)>,
     /// Nobody answers a question.
     mute: bool,
+    /// Events of the path manager are lost.
+    deaf: bool,
 }
 
 fn network(ip: IpAddr) -> u8 {
@@ -74,6 +76,7 @@ impl Host {
             receives: false,
             answers: Vec::new(),
             mute: false,
+            deaf: false,
         };
         host.add(FIRST, remote(1), AddrId(0), false);
         host.subflows[0].state = State::Open;
@@ -107,6 +110,11 @@ impl Host {
     /// Tells the policy, and does what it says. As the daemon does, looks after all but a look.
     fn tell(&mut self, event: Event) {
         let look = !matches!(event, Event::Connections(_) | Event::Refused(_));
+        if self.deaf
+            && matches!(event, Event::Announced { .. } | Event::Removed { .. } | Event::Answered { .. })
+        {
+            return;
+        }
         let actions = self.policy.on_event(self.now, event);
         for action in actions {
             self.act(action);
@@ -670,6 +678,7 @@ enum Happening {
     Refuses(bool),
     Receives(bool),
     Mute(bool),
+    Deaf(bool),
     ClockJumps,
     Restarts,
     Changes(Kind, u8, bool),
@@ -699,6 +708,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Refuses),
         1 => any::<bool>().prop_map(Happening::Receives),
         1 => any::<bool>().prop_map(Happening::Mute),
+        1 => any::<bool>().prop_map(Happening::Deaf),
         1 => Just(Happening::ClockJumps),
         1 => Just(Happening::Restarts),
         1 => (kind(), 1u8..9, any::<bool>()).prop_map(|(kind, cap, measured)| Happening::Changes(kind, cap, measured)),
@@ -732,6 +742,7 @@ impl Host {
             Happening::Refuses(refuses) => self.refuses = refuses,
             Happening::Receives(receives) => self.receives = receives,
             Happening::Mute(mute) => self.mute = mute,
+            Happening::Deaf(deaf) => self.deaf = deaf,
             Happening::ClockJumps => self.now += Duration::from_secs(86_400),
             Happening::Restarts => {
                 self.policy = Policy::new(self.policy.config().clone());
