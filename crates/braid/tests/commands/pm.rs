@@ -152,6 +152,44 @@ fn killed_it_leaves_all_as_it_is_and_the_next_one_goes_on_and_puts_back_what_was
 /// The kernel refuses joins to connections of the userspace path manager while nobody is subscribed to its events. It
 /// counts subscribers of all namespaces (netlink_has_listeners()), so that other programs may hide a missing one.
 #[test]
+fn killed_in_mid_transfer_it_costs_no_byte() {
+    let (client, server) = pair(2);
+    let client = Host::new(client);
+    server.ok("ip mptcp limits set subflows 8");
+    for path in 0..2 {
+        client.net.ok(&format!("tc qdisc add dev eth{path} root tbf rate 20mbit burst 32kb latency 50ms"));
+    }
+    let [sent, received] = ["sent", "received"].map(|name| client.run.path().join(name));
+    let data: Vec<u8> = (0..4u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&sent, &data).unwrap();
+    let mut daemon = client.pm("");
+    let into = format!("OPEN:{},creat", received.display());
+    // It goes on listening, which joins need.
+    let _receiver = server.start(&format!("braid run -- socat -u TCP-LISTEN:5201,fork {into}"));
+    let from = format!("OPEN:{},rdonly", sent.display());
+    let mut sender =
+        client.net.start(&format!("braid run -- socat -u {from} TCP:10.0.0.2:5201,retry=100,interval=0.1"));
+
+    client.wait_for_subflows(2);
+    let wait_for = |bytes: usize| {
+        poll(&format!("{bytes} bytes"), || match std::fs::metadata(&received) {
+            Ok(file) if file.len() as usize >= bytes => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+    };
+    for quarter in 1..4 {
+        wait_for(data.len() / 4 * quarter);
+        daemon.signal(Signal::SIGKILL);
+        daemon.wait();
+        assert_eq!(client.subflows().len(), 2);
+        daemon = client.pm("");
+    }
+    assert!(sender.wait().success());
+    wait_for(data.len());
+    assert!(std::fs::read(&received).unwrap() == data, "other bytes arrived");
+}
+
+#[test]
 fn the_subscription_is_held_while_no_daemon_runs() {
     let (client, server) = pair(2);
     let server = Host::new(server);
