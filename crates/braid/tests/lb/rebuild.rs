@@ -30,6 +30,15 @@ async fn agent(net: &Net, n: usize, secret: &Path) -> Process {
     net.agent(n, &[&arguments[..], &["--secret", secret]].concat()).await
 }
 
+/// Two backends, each with an agent that knows the secret in the file.
+async fn with_agents() -> (Net, PathBuf, [Process; 2]) {
+    let net = Net::new(2).await;
+    net.bare();
+    let secret = secret(&net, "secret", "what balancer and agents share");
+    let agents = [agent(&net, 1, &secret).await, agent(&net, 2, &secret).await];
+    (net, secret, agents)
+}
+
 fn counter(net: &Net, name: &str) -> u64 {
     net.counted(&net.status(), name)
 }
@@ -39,10 +48,7 @@ async fn late_joins_are_lost_with_the_tables_until_the_agents_have_told_their_co
     if !may_load_bpf() {
         return;
     }
-    let net = Net::new(2).await;
-    net.bare();
-    let secret = secret(&net, "secret", "what balancer and agents share");
-    let _agents = [agent(&net, 1, &secret).await, agent(&net, 2, &secret).await];
+    let (net, secret, _agents) = with_agents().await;
     let without = net.config("", "", |_| String::new());
     let balancer = net.balancer(&without).await;
     let mut streams = net.connect(60, VIP).await;
@@ -76,10 +82,7 @@ async fn a_new_balancer_finds_flows_and_late_joins_of_a_backend_that_drains() {
     if !may_load_bpf() {
         return;
     }
-    let net = Net::new(2).await;
-    net.bare();
-    let secret = secret(&net, "secret", "what balancer and agents share");
-    let _agents = [agent(&net, 1, &secret).await, agent(&net, 2, &secret).await];
+    let (net, secret, _agents) = with_agents().await;
     let balancer = net.balancer(&net.config(&agents(&secret), "", |_| String::new())).await;
     let mut streams = net.connect(50, VIP).await;
     streams.extend(net.connect(20, VIP6).await);
