@@ -52,6 +52,8 @@ struct Host {
     mute: bool,
     /// Events of the path manager are lost.
     deaf: bool,
+    /// The peer's networks that the policy knows of.
+    known: BTreeSet<u8>,
 }
 
 fn network(ip: IpAddr) -> u8 {
@@ -77,6 +79,7 @@ impl Host {
             answers: Vec::new(),
             mute: false,
             deaf: false,
+            known: [1].into(),
         };
         host.add(FIRST, remote(1), AddrId(0), false);
         host.subflows[0].state = State::Open;
@@ -114,6 +117,11 @@ impl Host {
             && matches!(event, Event::Announced { .. } | Event::Removed { .. } | Event::Answered { .. })
         {
             return;
+        }
+        match event {
+            Event::Announced { id, .. } => drop(self.known.insert(id.0)),
+            Event::Removed { id, .. } if id != AddrId(1) => drop(self.known.remove(&id.0)),
+            _ => {}
         }
         let actions = self.policy.on_event(self.now, event);
         for action in actions {
@@ -746,6 +754,8 @@ impl Host {
             Happening::ClockJumps => self.now += Duration::from_secs(86_400),
             Happening::Restarts => {
                 self.policy = Policy::new(self.policy.config().clone());
+                // What it can see.
+                self.known = self.subflows.iter().map(|s| network(s.remote.ip())).chain([1]).collect();
                 self.tell_addresses();
             }
             Happening::Changes(policy, cap, measured) => {
@@ -770,10 +780,13 @@ impl Host {
             Kind::PrimaryBackup => shape.len() == cap.min(count) && active == 1,
             Kind::Aggregate => shape.len() == cap.min(count) && active == shape.len(),
             Kind::Fullmesh => {
-                let remotes: BTreeSet<u8> = shape.iter().map(|(_, to, _)| *to).collect();
-                // Where there is not room for all, what has worked without failing is there.
-                let all = shape.len() == cap || remotes.contains(&1);
-                shape.len() >= cap.min(count) && all && active == shape.len()
+                let mut distinct = shape.clone();
+                distinct.dedup();
+                let of_mesh = |(_, to, _): &(u8, u8, bool)| self.known.contains(to);
+                distinct.len() == cap.min(count * self.known.len())
+                    && distinct == shape
+                    && active == shape.len()
+                    && shape.iter().all(of_mesh)
             }
         }
     }
