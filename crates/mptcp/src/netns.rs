@@ -100,8 +100,12 @@ impl Netns {
         })
     }
 
-    /// Makes `command`'s process enter the namespace between fork and exec.
+    /// Makes `command`'s process enter the namespace between fork and exec, which needs CAP_SYS_ADMIN, except where the
+    /// caller's thread, which is to start it, is in this namespace already.
     pub fn enter_on_exec(&self, command: &mut Command) {
+        if self.is_current() {
+            return;
+        }
         sys::setns_on_exec(command, Arc::clone(&self.file));
     }
 

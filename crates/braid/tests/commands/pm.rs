@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::bad_input::refused;
-use crate::net::{Net, Running, pair, poll};
+use crate::net::{BRAID, Net, Running, pair, poll};
 
 /// A daemon's namespace, with the directory where it keeps its things.
 struct Host {
@@ -89,6 +89,24 @@ fn talk(client: &Net, to: &str) -> Running {
     program.write("hello\n");
     program.wait_for("recv> hello");
     program
+}
+
+#[test]
+fn one_capability_is_all_that_the_daemon_and_its_holder_need() {
+    let client = Host::new(Net::new());
+    let with_one =
+        format!("setpriv --bounding-set -all,+net_admin {BRAID} pm --run {}", client.run.path().display());
+    let daemon = client.net.start(&with_one);
+    daemon.wait_for_note("path manager runs");
+    daemon.signal(Signal::SIGKILL);
+    poll("the holder alone", || {
+        // It holds a lock as long as it runs.
+        let entries = std::fs::read_dir(client.run.path()).unwrap().flatten();
+        let held = entries
+            .filter_map(|entry| std::fs::File::open(entry.path().join("holder")).ok())
+            .any(|file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_err());
+        if held { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
 }
 
 #[test]
