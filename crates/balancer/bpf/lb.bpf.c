@@ -29,22 +29,53 @@
 // A SYN for a flow that has been silent for so long is a new connection from the same port. A younger flow keeps
 // its backend: else anybody could break it by a SYN with a forged source.
 #define REUSE_SECONDS 60
+// The same after a FIN: until the other side has sent its own, it may go on for long.
+#define CLOSING_SECONDS 2
+// A FIN or RST counts only with a sequence number that is no farther than this from the packet before, so that one who does
+// not see the flow has to send thousands. Segments that the kernel has put together are up to half as long.
+#define NEAR (1 << 20)
 
 static __always_inline __u32 now(void)
 {
     return bpf_ktime_get_coarse_ns() / 1000000000;
 }
 
+static __always_inline __u16 this_tick(void)
+{
+    return bpf_jiffies64() >> 5 | 1;
+}
+
+static __always_inline struct flow new_flow(const struct packet *packet, __u32 number, __u16 flags)
+{
+    struct flow flow = { .backend = number, .seen = now(), .flags = flags, .tick = this_tick() };
+    flow.sequence = packet->sequence;
+    return flow;
+}
+
 static __always_inline void touch(struct flow *flow, const struct packet *packet)
 {
+    if (!flow->tick)
+        flow->sequence = packet->sequence;
     // Asking for the time costs more than looking at the ticks whether there is a new one.
-    __u32 tick = bpf_jiffies64() >> 6;
+    __u16 tick = this_tick();
     if (flow->tick != tick) {
         flow->tick = tick;
         flow->seen = now();
     }
-    if (packet->flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_ENDING))
-        flow->flags |= FLOW_ENDING;
+    if (packet->sequence - flow->sequence + NEAR > 2 * NEAR)
+        return;
+    flow->sequence = packet->sequence;
+    if (packet->flags & TCP_FIN)
+        flow->flags |= FLOW_FINISHED;
+    if (packet->flags & TCP_RST)
+        flow->flags |= FLOW_RESET;
+}
+
+// May a SYN with the flow's addresses begin another?
+static __always_inline int is_over(const struct flow *flow)
+{
+    __u32 silent = now() - flow->seen;
+    return flow->flags & FLOW_RESET || silent >= (flow->flags & FLOW_FINISHED ? CLOSING_SECONDS : REUSE_SECONDS);
 }
 
 // Has the backend with this number the flag?
@@ -123,28 +154,27 @@ __noinline __u32 by_token(__u32 service, __u32 token, struct address *client)
     return is(known->slot[0].backend, BACKEND_LIVE) ? known->slot[0].backend : other->backend;
 }
 
-static __always_inline void add(void *map, __u32 counter, struct tuple *tuple, __u32 number, __u32 flags)
+static __always_inline void add(void *map, __u32 counter, struct tuple *tuple, struct flow *flow)
 {
-    struct flow flow = { .backend = number, .seen = now(), .flags = flags };
     // Written in place where it is there: an update would take another entry of the table for it.
     struct flow *there = bpf_map_lookup_elem(map, tuple);
     if (there)
-        *there = flow;
-    else if (bpf_map_update_elem(map, tuple, &flow, BPF_NOEXIST) == 0)
+        *there = *flow;
+    else if (bpf_map_update_elem(map, tuple, flow, BPF_NOEXIST) == 0)
         count(counter);
 }
 
-__noinline int add_flow(struct tuple *tuple, __u32 number, __u32 flags)
+__noinline int add_flow(struct tuple *tuple, struct flow *flow)
 {
-    if (tuple)
-        add(&flows, FLOWS_ADDED, tuple, number, flags);
+    if (tuple && flow)
+        add(&flows, FLOWS_ADDED, tuple, flow);
     return 0;
 }
 
-__noinline int add_fresh(struct tuple *tuple, __u32 number, __u32 flags)
+__noinline int add_fresh(struct tuple *tuple, struct flow *flow)
 {
-    if (tuple)
-        add(&fresh, FRESH_ADDED, tuple, number, flags);
+    if (tuple && flow)
+        add(&fresh, FRESH_ADDED, tuple, flow);
     return 0;
 }
 
@@ -266,8 +296,10 @@ __noinline int open(context *ctx, struct packet *packet)
     __u32 number = 0, join = found.flags & MPTCP_JOIN_SYN;
     if (service->flags & SERVICE_FIXED) {
         number = service->backend;
-    } else if (known && !(known->flags & FLOW_ENDING) && now() - known->seen < REUSE_SECONDS
-               && is(known->backend, BACKEND_LIVE)) {
+    } else if (known && !is_over(known) && is(known->backend, BACKEND_LIVE)) {
+        // Where it is a new connection all the same, its key will come.
+        if (found.flags & MPTCP_SYN && service->flags & SERVICE_TOKEN)
+            known->flags |= FLOW_KEY_TO_COME;
         return forward(ctx, packet->family, known->backend);
     } else if (join && service->flags & SERVICE_TOKEN) {
         number = by_token(service->id, found.token, &tuple.source);
@@ -275,16 +307,17 @@ __noinline int open(context *ctx, struct packet *packet)
             count(JOIN_TOKEN_UNKNOWN);
             return DROP;
         }
-        add_flow(&tuple, number, FLOW_SYN_SEEN);
+        struct flow flow = new_flow(packet, number, FLOW_SYN_SEEN);
+        add_flow(&tuple, &flow);
     } else {
         // A repeated SYN goes where the first went, also when the ring has changed meanwhile.
         struct flow *before = bpf_map_lookup_elem(&fresh, &tuple);
         number = before && is(before->backend, BACKEND_TAKES) ? before->backend : from_ring(service->id, &tuple);
-        __u32 flags = FLOW_SYN_SEEN;
+        struct flow flow = new_flow(packet, number, FLOW_SYN_SEEN);
         if (found.flags & MPTCP_SYN && service->flags & SERVICE_TOKEN)
-            flags |= FLOW_KEY_TO_COME;
+            flow.flags |= FLOW_KEY_TO_COME;
         if (number)
-            add_fresh(&tuple, number, flags);
+            add_fresh(&tuple, &flow);
         if (known && bpf_map_delete_elem(&flows, &tuple) == 0)
             count(FLOWS_REMOVED);
     }
@@ -324,7 +357,8 @@ __noinline int find_backend(context *ctx, struct packet *packet)
     if (!flow) {
         flow = bpf_map_lookup_elem(&fresh, &tuple);
         if (flow && flow->flags & FLOW_SYN_SEEN) {
-            add_flow(&tuple, flow->backend, flow->flags);
+            struct flow moved = *flow;
+            add_flow(&tuple, &moved);
             if (bpf_map_delete_elem(&fresh, &tuple) == 0)
                 count(FRESH_REMOVED);
             flow = bpf_map_lookup_elem(&flows, &tuple);
@@ -333,9 +367,10 @@ __noinline int find_backend(context *ctx, struct packet *packet)
     if (!flow || !is(flow->backend, BACKEND_LIVE)) {
         // Another balancer's, or older than this one.
         __u32 number = from_ring(service->id, &tuple);
+        struct flow picked_up = new_flow(packet, number, 0);
         count(PICKED_UP);
         if (number)
-            add_fresh(&tuple, number, 0);
+            add_fresh(&tuple, &picked_up);
         return number;
     }
     touch(flow, packet);
@@ -410,6 +445,7 @@ __noinline int read_on(context *ctx)
     }
     packet.tuple.source_port = tcp.source;
     packet.tuple.destination_port = tcp.destination;
+    packet.sequence = bpf_ntohl(tcp.sequence);
     packet.offset = tcp.offset;
     packet.flags = tcp.flags;
     return steer(ctx, &packet);

@@ -1,4 +1,5 @@
 // What the programs and the control plane share: structs and maps. `src/abi.rs` says the same in Rust.
+// Pinned maps are taken over by later versions: what is in them keeps its meaning, or its map gets another size or name.
 // Addresses are IPv6; an IPv4 address is ::ffff:a.b.c.d. Addresses and ports are in network byte order.
 #pragma once
 
@@ -41,12 +42,14 @@ struct backend {
 struct flow {
     __u32 backend;
     __u32 seen; // seconds since boot, of the last packet
-    __u32 flags;
-    __u32 tick; // when `seen` was written
+    __u16 flags;
+    __u16 tick;     // when `seen` was written; 0: `sequence` is not known
+    __u32 sequence; // of the last packet, where that was near the one before
 };
 #define FLOW_KEY_TO_COME 1 // began with MP_CAPABLE; the packet with both keys has not passed
 #define FLOW_SYN_SEEN 2
-#define FLOW_ENDING 4 // the client sent FIN or RST
+#define FLOW_FINISHED 4 // the client sent FIN
+#define FLOW_RESET 8    // the client sent RST
 
 struct token_key {
     __u32 token, service;

@@ -12,6 +12,7 @@ struct packet {
     __u32 fragment; // 0: whole, 1: the first, 2: a later one
     __u32 fragment_id;
     __u32 family; // ETH_P_IP or ETH_P_IPV6
+    __u32 sequence;     // TCP's
     __u8 offset, flags; // TCP's: the byte with its header's length, and its flags
 };
 
@@ -70,6 +71,7 @@ static __always_inline int read_plain(context *ctx, struct packet *packet)
     packet->family = ethernet->h_proto;
     packet->tuple.source_port = tcp->source;
     packet->tuple.destination_port = tcp->dest;
+    packet->sequence = bpf_ntohl(tcp->seq);
     packet->offset = ((__u8 *)tcp)[12];
     packet->flags = ((__u8 *)tcp)[13];
     return 1;

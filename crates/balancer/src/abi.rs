@@ -31,7 +31,7 @@ pub const BACKEND_DRAINING: u32 = 16;
 pub const BACKEND_PEER: u32 = 32;
 
 /// Flags of a flow that was told by a backend: all is known of it.
-pub const FLOW_SYN_SEEN: u32 = 2;
+pub const FLOW_SYN_SEEN: u16 = 2;
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d`.
 #[repr(C)]
@@ -134,9 +134,11 @@ shared! {
         /// Seconds since boot.
         pub seen: u32,
         /// `FLOW_*`.
-        pub flags: u32,
-        /// The data plane's own: when it wrote `seen`.
-        pub tick: u32,
+        pub flags: u16,
+        /// The data plane's own: when it wrote `seen`; 0 where `sequence` is not known.
+        pub tick: u16,
+        /// The data plane's own: of the last packet that was near the one before.
+        pub sequence: u32,
     } size 16
 }
 

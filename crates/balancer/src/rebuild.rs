@@ -83,7 +83,7 @@ async fn watch(backend: String, question: Question, again: Arc<Notify>, to: mpsc
 pub fn write(maps: &mut Maps, service: u32, by_token: bool, backend: u32, told: &[Flow]) -> Result<[u64; 2]> {
     let failed = |error: MapError| Error::bpf("write the balancer's maps", error);
     let seen = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|e| Error::io("read the clock", e))?.tv_sec();
-    let entry = abi::Flow { backend, seen: seen as u32, flags: FLOW_SYN_SEEN, tick: 0 };
+    let entry = abi::Flow { backend, seen: seen as u32, flags: FLOW_SYN_SEEN, tick: 0, sequence: 0 };
     let mut made = [0; 2];
     for flow in told {
         let tuple = Tuple {

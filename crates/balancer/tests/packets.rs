@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::{TestRun as _, TestRunOptions};
 use balancer::abi::{
-    BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend, COUNTERS, RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN,
-    Service, ServiceKey,
+    BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend, COUNTERS, Flow, RING_SIZE, SERVICE_FIXED,
+    SERVICE_TOKEN, Service, ServiceKey, Tuple,
 };
 use balancer::config::Tables;
 use balancer::maglev;
@@ -34,6 +34,7 @@ const VIP6: &str = "[fd83::1]:80";
 const CLIENT: &str = "10.81.0.10:40000";
 const CLIENT6: &str = "[fd81::10]:40000";
 
+const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
@@ -136,6 +137,20 @@ impl Bench {
         self.0.tables.counters().unwrap()[at]
     }
 
+    /// Changes what is in the flow table.
+    fn change(&mut self, from: &str, to: &str, change: impl Fn(&mut Flow)) {
+        let [from, to]: [SocketAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+        let tuple = Tuple {
+            source: from.ip().into(),
+            destination: to.ip().into(),
+            source_port: from.port().to_be(),
+            destination_port: to.port().to_be(),
+        };
+        let mut flow = self.0.tables.flows.get(&tuple, 0).unwrap();
+        change(&mut flow);
+        self.0.tables.flows.insert(tuple, flow, 0).unwrap();
+    }
+
     /// Opens an MPTCP connection whose server has `key`; returns its backend.
     fn connection(&mut self, from: &str, to: &str, key: Key) -> u32 {
         let backend = self.goes_to(&tcp(from, to, SYN, &[capable(CapableKeys::None)]));
@@ -176,6 +191,13 @@ fn segment(from: &str, to: &str, flags: u8, options: &[u8]) -> Vec<u8> {
 fn tcp(from: &str, to: &str, flags: u8, options: &[Mptcp]) -> Vec<u8> {
     let options: Vec<u8> = options.iter().flat_map(|option| option.to_bytes().unwrap()).collect();
     ip(from, to, 6, &segment(from, to, flags, &options))
+}
+
+/// The same with this sequence number; IPv4.
+fn tcp_at(sequence: u32, from: &str, to: &str, flags: u8, options: &[Mptcp]) -> Vec<u8> {
+    let mut frame = tcp(from, to, flags, options);
+    frame[38..42].copy_from_slice(&sequence.to_be_bytes());
+    frame
 }
 
 /// An Ethernet frame with an IP packet.
@@ -448,6 +470,78 @@ fn a_syn_with_a_forged_source_does_not_move_a_flow() {
         // After a RST the port may be another connection's.
         bench.goes_to(&tcp(CLIENT, VIP, RST, &[]));
         assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[join(Key(2).token())])), 2);
+    });
+}
+
+#[test]
+fn a_reset_or_fin_whose_sequence_number_is_far_off_frees_no_flow() {
+    both(|mut bench| {
+        bench.ring(&[1]);
+        bench.connection(CLIENT, VIP, Key(1));
+        bench.ring(&[2]);
+        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
+        let syn = tcp(CLIENT, VIP, SYN, &[join(Key(2).token())]);
+        for far in [(1 << 20) + 1, 1 << 31, u32::MAX - (1 << 20)] {
+            for flags in [RST, RST | ACK, FIN | ACK] {
+                // Also after other packets with such a number.
+                for flags in [flags, ACK, flags] {
+                    assert_eq!(bench.goes_to(&tcp_at(far, CLIENT, VIP, flags, &[])), 1);
+                }
+                bench.change(CLIENT, VIP, |flow| flow.seen -= 3);
+                assert_eq!(bench.goes_to(&syn), 1, "{far} {flags}");
+            }
+        }
+        // It goes along with the flow, and over its end.
+        for sequence in (0..=u32::MAX / (1 << 20)).map(|megabyte| megabyte << 20).chain([0, 1 << 20]) {
+            assert_eq!(bench.goes_to(&tcp_at(sequence, CLIENT, VIP, ACK, &[])), 1);
+        }
+        assert_eq!(bench.goes_to(&tcp_at(0, CLIENT, VIP, RST, &[])), 1);
+        assert_eq!(bench.goes_to(&syn), 2);
+    });
+}
+
+#[test]
+fn a_flow_that_the_client_has_finished_is_free_when_nothing_comes_any_more() {
+    both(|mut bench| {
+        bench.ring(&[1]);
+        bench.connection(CLIENT, VIP, Key(1));
+        bench.ring(&[2]);
+        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
+        let syn = tcp(CLIENT, VIP, SYN, &[join(Key(2).token())]);
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, FIN | ACK, &[])), 1);
+        // The server may still have much to send, and gets acknowledgements.
+        assert_eq!(bench.goes_to(&syn), 1);
+        bench.change(CLIENT, VIP, |flow| (flow.seen, flow.tick) = (flow.seen - 3, 1));
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, ACK, &[])), 1);
+        assert_eq!(bench.goes_to(&syn), 1);
+        bench.change(CLIENT, VIP, |flow| flow.seen -= 3);
+        assert_eq!(bench.goes_to(&syn), 2);
+    });
+}
+
+#[test]
+fn a_connection_from_the_port_of_one_that_has_just_vanished_gets_its_joins() {
+    both(|mut bench| {
+        bench.ring(&[1]);
+        bench.connection(CLIENT, VIP, Key(1));
+        bench.ring(&[2]);
+        assert_eq!(bench.connection(CLIENT, VIP, Key(3)), 1);
+        assert_eq!(bench.goes_to(&tcp("10.81.1.10:1", VIP, SYN, &[join(Key(3).token())])), 1);
+    });
+}
+
+#[test]
+fn a_flow_that_was_told_learns_its_sequence_number_from_its_next_packet() {
+    both(|mut bench| {
+        bench.ring(&[1]);
+        bench.connection(CLIENT, VIP, Key(1));
+        bench.change(CLIENT, VIP, |flow| (flow.tick, flow.sequence) = (0, 0));
+        bench.ring(&[2]);
+        assert_eq!(bench.goes_to(&tcp_at(1 << 30, CLIENT, VIP, ACK, &[])), 1);
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, RST, &[])), 1);
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[])), 1);
+        assert_eq!(bench.goes_to(&tcp_at(1 << 30, CLIENT, VIP, RST, &[])), 1);
+        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[])), 2);
     });
 }
 
@@ -758,14 +852,19 @@ fn hostile_packets_move_no_established_flow() {
         bench.borrow_mut().ring(&[1]);
         bench.borrow_mut().connection(CLIENT, VIP, Key(1));
         bench.borrow_mut().ring(&[2]);
+        // The flow's own numbers are about 0, which only who sees it knows.
+        let far = (1 << 20) + 1..u32::MAX - (1 << 20);
         let packet = prop_oneof![
             // Options of any kind in the flow's own packets and in others', SYNs among them.
-            (options(), any::<bool>(), any::<u8>(), 0..15u8).prop_map(|(options, own, flags, words)| {
-                let from = if own { CLIENT } else { "10.81.5.5:5" };
-                let mut segment = segment(from, VIP, flags & !RST & !1, &options);
-                segment[12] = words << 4;
-                ip(from, VIP, 6, &segment)
-            }),
+            (options(), any::<bool>(), any::<u8>(), 0..15u8, far).prop_map(
+                |(options, own, flags, words, far)| {
+                    let from = if own { CLIENT } else { "10.81.5.5:5" };
+                    let mut segment = segment(from, VIP, flags, &options);
+                    segment[4..8].copy_from_slice(&far.to_be_bytes());
+                    segment[12] = words << 4;
+                    ip(from, VIP, 6, &segment)
+                }
+            ),
             // Cut anywhere behind the IP header: less than that is refused by the test run itself.
             (options(), 34..90usize).prop_map(|(options, length)| {
                 let mut packet = ip(CLIENT, VIP, 6, &segment(CLIENT, VIP, SYN, &options));
