@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHash, Map, MapData, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHash, Map, MapData, MapInfo, PerCpuArray};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
@@ -32,6 +32,9 @@ pub static INSPECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 /// For benches: a source and a sink of packets.
 #[doc(hidden)]
 pub static FLOOD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flood.bpf.o"));
+
+/// Maps whose size the configuration says.
+const SIZED: [&str; 3] = ["flows", "fresh", "tokens"];
 
 const MAPS: [&str; 11] = [
     "services",
@@ -94,6 +97,7 @@ impl Plane {
     /// Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, in the first user namespace.
     pub fn load(hook: Hook, tables: &Tables, pins: Option<&Path>) -> Result<Self> {
         may_load()?;
+        let object = if hook == Hook::Xdp { XDP_OBJECT } else { OBJECT };
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries("flows", tables.flows)
@@ -102,19 +106,14 @@ impl Plane {
         let mut made = None;
         if let Some(pins) = pins {
             made = Some(Made::directory(pins)?);
-            for map in MAPS {
-                // Of another size or kind they would be written beyond their end.
-                if pins.join(map).exists() {
-                    drop(open_pinned(pins, map)?);
-                }
-                loader.map_pin_path(map, pins.join(map));
-            }
             if pins.join("services").exists() {
-                drop(Maps::pinned(pins)?);
+                adopt(pins, object)?;
+            }
+            for map in MAPS {
+                loader.map_pin_path(map, pins.join(map));
             }
         }
         let failed = |error: aya::EbpfError| Error::bpf("load the BPF programs", error);
-        let object = if hook == Hook::Xdp { XDP_OBJECT } else { OBJECT };
         let mut ebpf = loader.load(object).map_err(failed)?;
         let tables = match pins {
             Some(pins) => Maps::pinned(pins)?,
@@ -308,7 +307,8 @@ impl Maps {
     /// The counters that belong to no backend, summed up over all processors, as [`COUNTERS`] orders them.
     pub fn counters(&self) -> Result<[u64; COUNTERS.len()]> {
         let mut sums = [0; COUNTERS.len()];
-        for (index, sum) in (0..).zip(&mut sums) {
+        // Another version's map may be shorter.
+        for (index, sum) in (0..self.counters.len()).zip(&mut sums) {
             let values = self.counters.get(&index, 0).map_err(|error| Error::bpf("read counters", error))?;
             *sum = values.iter().sum();
         }
@@ -337,6 +337,57 @@ fn open_pinned(pins: &Path, name: &str) -> Result<Map> {
     Map::from_map_data(MapData::from_pin(pins.join(name)).map_err(failed)?).map_err(failed)
 }
 
+/// Makes what a predecessor has pinned fit the programs of `object`, which may be those of a later version, or says what
+/// does not.
+fn adopt(pins: &Path, object: &[u8]) -> Result<()> {
+    let object =
+        aya_obj::Object::parse(object).map_err(|error| Error::bpf("read the BPF programs", error))?;
+    for name in MAPS {
+        let path = pins.join(name);
+        let Some(wanted) = object.maps.get(name) else { continue };
+        if !path.exists() {
+            tracing::warn!("table {name} begins empty: the version of braid that ran here before had none");
+            continue;
+        }
+        let failed = |error: aya::maps::MapError| Error::bpf(format!("open map {}", path.display()), error);
+        let there = MapInfo::from_pin(&path).map_err(failed)?;
+        // One of another size would be written beyond its end.
+        let alike = (there.key_size(), there.value_size()) == (wanted.key_size(), wanted.value_size());
+        let has_room = SIZED.contains(&name) || there.max_entries() >= wanted.max_entries();
+        match (name, alike, has_room) {
+            (_, true, true) => {}
+            ("counters", true, false) => lengthen_counters(pins, wanted.max_entries())?,
+            _ => {
+                let balancer = pins.file_name().unwrap_or_default().to_string_lossy();
+                return Err(Error::Bpf {
+                    what: format!("take over map {}", path.display()),
+                    says: format!(
+                        "another version of braid has made it, and the kernel goes on balancing by it. `braid lb down \
+                         {balancer}` removes it with all flows and tokens: a start after that knows only those that \
+                         backends' agents tell"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts a map with this many counters in the place of a shorter one, which the programs of a predecessor have until
+/// they are replaced.
+fn lengthen_counters(pins: &Path, length: u32) -> Result<()> {
+    let failed = |error: aya::maps::MapError| Error::bpf("lengthen the balancer's counters", error);
+    let before = PerCpuArray::<_, u64>::try_from(open_pinned(pins, "counters")?).map_err(failed)?;
+    let mut after: PerCpuArray<MapData, u64> = PerCpuArray::create(length, 0).map_err(failed)?;
+    for index in 0..before.len() {
+        after.set(index, before.get(&index, 0).map_err(failed)?, 0).map_err(failed)?;
+    }
+    let (there, next) = (pins.join("counters"), pins.join("counters-next"));
+    remove_file(&next)?;
+    after.pin(&next).map_err(|error| Error::bpf(format!("pin {}", next.display()), error))?;
+    std::fs::rename(&next, &there).map_err(|error| Error::io(format!("replace {}", there.display()), error))
+}
+
 /// Interfaces with a pinned link, and the link's file.
 fn pinned_links(pins: &Path) -> Result<Vec<(String, PathBuf)>> {
     let entries =
@@ -348,13 +399,20 @@ fn pinned_links(pins: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(entries.flatten().filter_map(|entry| link(entry.path())).collect())
 }
 
-/// Removes the plane that is pinned in `pins`: links first, so that no packet sees half of it.
+/// Is there a plane pinned in `pins` that gets packets?
+pub fn is_attached(pins: &Path) -> bool {
+    pinned_links(pins).is_ok_and(|links| !links.is_empty())
+}
+
+/// Removes the plane that is pinned in `pins`, also another version's: links first, so that no packet sees half of it.
 pub fn remove(pins: &Path) -> Result<()> {
     for (_, path) in pinned_links(pins)? {
         remove_file(&path)?;
     }
-    for map in MAPS {
-        remove_file(&pins.join(map))?;
+    let rest =
+        std::fs::read_dir(pins).map_err(|error| Error::io(format!("read {}", pins.display()), error))?;
+    for map in rest.flatten() {
+        remove_file(&map.path())?;
     }
     std::fs::remove_dir(pins).map_err(|error| Error::io(format!("remove {}", pins.display()), error))
 }
@@ -414,5 +472,100 @@ fn not_bpf(pins: &Path, says: String) -> Error {
     Error::Bpf {
         what: format!("pin the maps in {}", pins.display()),
         says: format!("{says} (mount -t bpf bpf /sys/fs/bpf; or pin = false)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::abi::FLOW_SYN_SEEN;
+
+    const TABLES: Tables = Tables { flows: 2048, fresh: 1024, tokens: 1024 };
+
+    /// Runs `test` with a directory for pins, in a mount namespace with a BPF file system that goes with it.
+    fn with_pins(test: impl FnOnce(&Path) + Send) {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+        if may_load().is_err() || !map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            // Not println, which the test harness keeps to itself.
+            let why = b"skipped: only root of the machine loads BPF programs, not root of a user namespace\n";
+            std::io::Write::write_all(&mut std::io::stderr(), why).unwrap();
+            return;
+        }
+        let private = || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            mount(none, directory.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+            test(&directory.path().join("old"));
+            nix::mount::umount(directory.path()).unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(private).join().unwrap());
+    }
+
+    fn flow(port: u16) -> (Tuple, Flow) {
+        let client = Address([7; 16]);
+        let tuple = Tuple { source: client, destination: client, source_port: port, destination_port: 80 };
+        (tuple, Flow { backend: 3, seen: 1, flags: FLOW_SYN_SEEN, tick: 0, sequence: 0 })
+    }
+
+    /// A pinned plane with flows, as its program leaves it behind.
+    fn old(pins: &Path) {
+        let mut plane = Plane::load(Hook::Tc, &TABLES, Some(pins)).unwrap();
+        plane.keep();
+        for port in 0..100 {
+            let (tuple, flow) = flow(port);
+            plane.tables.flows.insert(tuple, flow, 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_version_that_counts_more_goes_on_with_the_flows_and_counts_of_the_one_before() {
+        with_pins(|pins| {
+            old(pins);
+            std::fs::remove_file(pins.join("counters")).unwrap();
+            let mut fewer: PerCpuArray<MapData, u64> = PerCpuArray::create(3, 0).unwrap();
+            for index in 0..3 {
+                let mut values = fewer.get(&index, 0).unwrap().to_vec();
+                values[0] = u64::from(index) + 40;
+                fewer.set(index, aya::maps::PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+            }
+            fewer.pin(pins.join("counters")).unwrap();
+            // Its status is told before the new one starts, too.
+            let before = Maps::pinned(pins).unwrap().counters().unwrap();
+            assert_eq!(before[..4], [40, 41, 42, 0]);
+
+            let mut plane = Plane::load(Hook::Tc, &TABLES, Some(pins)).unwrap();
+            assert_eq!(plane.tables.counters().unwrap()[..4], [40, 41, 42, 0]);
+            let last = COUNTERS.len() as u32 - 1;
+            let values = plane.tables.counters.get(&last, 0).unwrap();
+            plane.tables.counters.set(last, values, 0).unwrap();
+            assert_eq!(plane.tables.flows.keys().count(), 100);
+            assert_eq!(plane.tables.flows.get(&flow(5).0, 0).unwrap(), flow(5).1);
+            drop(plane);
+            remove(pins).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_table_of_another_layout_is_refused_with_what_its_end_costs_and_stays() {
+        with_pins(|pins| {
+            old(pins);
+            std::fs::remove_file(pins.join("flows")).unwrap();
+            let other: BpfHash<MapData, Tuple, [u8; 24]> = BpfHash::create(2048, 0).unwrap();
+            other.pin(pins.join("flows")).unwrap();
+            let Err(error) = Plane::load(Hook::Tc, &TABLES, Some(pins)) else { panic!("loaded") };
+            let error = error.to_string();
+            assert!(error.contains("old/flows: another version of braid has made it"), "{error}");
+            assert!(error.contains("`braid lb down old` removes it with all flows and tokens"), "{error}");
+            assert!(MAPS.iter().all(|map| pins.join(map).exists()));
+            // Also with what this version does not know.
+            std::fs::rename(pins.join("tokens"), pins.join("from-the-future")).unwrap();
+            remove(pins).unwrap();
+            assert!(!pins.exists());
+        });
     }
 }
