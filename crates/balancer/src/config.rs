@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::abi::{MAX_BACKENDS, MAX_SERVICES, Name};
+use crate::report::Secret;
 use crate::{Error, Result};
 
 /// Where pinned balancers keep their maps and links, each in a directory of its name.
@@ -183,6 +184,12 @@ pub struct Backend {
 }
 
 impl Service {
+    /// Where clients come to: its addresses, with its port and those that its backends announce.
+    pub fn ends(&self) -> impl Iterator<Item = SocketAddr> {
+        let ports = self.backends.iter().filter_map(|backend| backend.join_port).chain([self.port]);
+        ports.flat_map(|port| self.addresses.iter().map(move |address| SocketAddr::new(*address, port.get())))
+    }
+
     /// Are joins to the service's own port steered by token?
     pub fn by_token(&self) -> bool {
         matches!(self.join, Join::Token | Join::Both)
@@ -209,6 +216,11 @@ impl Config {
             }
             None => Ok(config),
         }
+    }
+
+    /// What balancers and agents share, from its file.
+    pub fn secret(&self) -> Result<Option<Secret>> {
+        self.agents.as_ref().map(|agents| Secret::load(&agents.secret)).transpose()
     }
 
     /// Where a pinned balancer keeps its maps and links.
@@ -255,19 +267,13 @@ impl Config {
         if let Some(twice) = duplicate(self.services.iter().map(|service| &service.name)) {
             return top(&format!("two services are named {twice}"));
         }
-        let mut taken: HashSet<(IpAddr, NonZeroU16)> = HashSet::new();
+        let mut taken = HashSet::new();
         for service in &self.services {
             if let Some((place, message)) = service.problem(word) {
                 return Some((format!(": service {}{place}", service.name), message));
             }
-            let ports = service.backends.iter().filter_map(|backend| backend.join_port);
-            for port in ports.chain([service.port]) {
-                for address in &service.addresses {
-                    if !taken.insert((*address, port)) {
-                        let message = format!("{} is taken already", SocketAddr::new(*address, port.get()));
-                        return Some((format!(": service {}", service.name), message));
-                    }
-                }
+            if let Some(end) = service.ends().find(|end| !taken.insert(*end)) {
+                return Some((format!(": service {}", service.name), format!("{end} is taken already")));
             }
         }
         None

@@ -44,10 +44,11 @@ pub async fn run(load: impl Fn() -> Result<Config>, ready: impl FnOnce(&Config))
     let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
     let config = load()?;
     plane::may_load()?;
-    let _lock = config.pin.then(|| Lock::take(&config.name)).transpose()?;
+    let lock = Lock::take(&config.name, config.pin)?;
+    lock.claim(&config)?;
     let (verdicts, mut news) = mpsc::unbounded_channel();
     let (answers, mut told) = mpsc::unbounded_channel();
-    let mut balancer = Balancer::new(config, verdicts, answers)?;
+    let mut balancer = Balancer::new(config, verdicts, answers, lock)?;
     tokio::select! {
         started = balancer.start(&mut news, &mut told) => started?,
         _ = terminate.recv() => return Ok(()),
@@ -94,7 +95,7 @@ pub fn down(pins: &Path, name: &str) -> Result<()> {
     }
     let give_up = Instant::now() + PATIENCE;
     let lock = loop {
-        match Lock::take(name) {
+        match Lock::take(name, true) {
             Ok(lock) => break lock,
             Err(Error::Balancer { message, .. }) if Instant::now() >= give_up => {
                 return Err(Error::Balancer {
@@ -133,6 +134,8 @@ struct Balancer {
     ways: HashMap<IpAddr, Way>,
     rings: HashMap<u32, Vec<u32>>,
     endpoint: Option<Endpoint>,
+    // The last: other fields are dropped before it.
+    lock: Lock,
 }
 
 /// The numbers of services and backends in the maps, by name. A number once given stays with its name, so that flows
@@ -148,8 +151,9 @@ impl Balancer {
         config: Config,
         verdicts: mpsc::UnboundedSender<Verdict>,
         answers: mpsc::UnboundedSender<Answer>,
+        lock: Lock,
     ) -> Result<Self> {
-        let secret = secret(&config)?;
+        let secret = config.secret()?;
         let hook = if config.xdp { Hook::Xdp } else { Hook::Tc };
         let plane = Plane::load(hook, &config.tables, config.pin_directory().as_deref())?;
         for (name, there, wanted) in sizes(&plane, &config)? {
@@ -183,6 +187,7 @@ impl Balancer {
             ways: HashMap::new(),
             rings: HashMap::new(),
             endpoint: None,
+            lock,
         })
     }
 
@@ -233,7 +238,7 @@ impl Balancer {
             return Err(configfile::Error::new("reload", message).into());
         }
         // First everything that can fail.
-        let secret = secret(&config)?;
+        let secret = config.secret()?;
         let numbers = self.numbers.with(&config)?;
         let endpoint = match config.metrics {
             Some(addr) if self.config.metrics != Some(addr) => {
@@ -241,8 +246,10 @@ impl Balancer {
             }
             _ => None,
         };
+        self.lock.claim(&config)?;
         let attached = self.plane().attach(&config.interfaces);
         if let Err(error) = attached {
+            self.lock.claim(&self.config)?;
             self.plane().attach(&self.config.interfaces)?;
             return Err(error);
         }
@@ -456,10 +463,6 @@ fn sizes(plane: &Plane, config: &Config) -> Result<[(&'static str, u32, u32); 3]
         ("fresh", size(maps.fresh.map())?, wanted.fresh),
         ("tokens", size(maps.tokens.map())?, wanted.tokens),
     ])
-}
-
-fn secret(config: &Config) -> Result<Option<Secret>> {
-    config.agents.as_ref().map(|agents| Secret::load(&agents.secret)).transpose()
 }
 
 fn full_name(service: &config::Service, backend: &config::Backend) -> String {

@@ -45,7 +45,7 @@ pub struct Args {
     /// Work in the drivers of real network cards (XDP); an interface whose driver cannot is refused
     #[arg(long)]
     xdp: bool,
-    /// Read the configuration, say what is wrong with it, and end
+    /// Read the configuration and the secret that it names, say what is wrong with them, and end
     #[arg(long)]
     check: bool,
 }
@@ -171,7 +171,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Ok(Config { xdp: config.xdp || args.xdp, ..config })
     };
     if args.check {
-        load()?;
+        load()?.secret()?;
         return Ok(ExitCode::SUCCESS);
     }
     cmd::block_on(async {

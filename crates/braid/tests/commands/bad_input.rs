@@ -1,5 +1,7 @@
 //! Bad input and missing privilege: one clear line, exit code 2, nothing changed.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use crate::net::{BRAID, Net};
 
 /// Arguments, and what the one line has to say.
@@ -103,6 +105,30 @@ fn a_bad_log_filter_is_named() {
     let net = Net::new();
     let output = net.command("braid limits").env("BRAID_LOG", "a=b=c").output().unwrap();
     refused("BRAID_LOG", &output, "BRAID_LOG: ");
+}
+
+#[test]
+fn a_check_of_the_balancers_file_reads_the_secret_that_it_names() {
+    let net = Net::new();
+    let dir = tempfile::tempdir().unwrap();
+    let [file, secret] = ["lb.toml", "secret"].map(|name| dir.path().join(name));
+    let text = format!(
+        "interfaces = [\"eth0\"]\n[agents]\nsecret = {secret:?}\n[[service]]\nname = \"web\"\naddresses = \
+         [\"10.83.0.1\"]\nport = 80\n[[service.backend]]\nname = \"app-1\"\naddress = \"10.90.0.11\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let line = format!("braid lb --check --config {}", file.display());
+    let named = |what: &str| format!("{}{what}", secret.display());
+    refused("lb --check", &net.output(&line), &named(": No such file"));
+    for (secret_text, mode, wanted) in
+        [("too short", 0o600, ": the secret has 9 bytes"), ("a secret of enough bytes", 0o604, ": everybody")]
+    {
+        std::fs::write(&secret, secret_text).unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+        refused("lb --check", &net.output(&line), &named(wanted));
+    }
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(net.ok(&line), "");
 }
 
 #[test]

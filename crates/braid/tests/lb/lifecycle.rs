@@ -202,6 +202,89 @@ async fn down_removes_all_of_it_and_a_failed_start_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_balancer_of_an_address_on_an_interface_says_whose_it_is_and_changes_nothing() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(1).await;
+    let name = net.name().to_string();
+    let file = net.config("", "", |_| String::new());
+    let text = std::fs::read_to_string(&file).unwrap().replace(&name, "other");
+    let other_file = net.lab.work().join("other.toml");
+    let port = |port: u16| text.replace("port = 80\n", &format!("port = {port}\n"));
+    let first = net.balancer(&file).await;
+    let mut traffic = Traffic::over(net.connect(5, VIP).await);
+    let programs = || net.ok("lb", "ip link show eth0");
+    let before = programs();
+    let refused = async |text: &str, whose: &str| {
+        std::fs::write(&other_file, text).unwrap();
+        let other = net.start_balancer("lb", &other_file).await;
+        let status = tokio::select! {
+            status = other.exit() => status,
+            () = other.line() => panic!("it balances, too"),
+        };
+        assert_eq!(status.code(), Some(2), "{}", other.describe(status));
+        assert_eq!(other.last_words(), format!("braid: balancer other: 10.83.0.1:80 on eth0 is {whose}"));
+    };
+    let pid = first.pid();
+    let whose = format!("balancer {name}'s already (pid {pid}; `braid lb down {name}` ends it)");
+    refused(&text, &whose).await;
+    refused(&format!("pin = false\n{text}"), &whose).await;
+    assert_eq!(programs(), before);
+    traffic.all_go_on().await;
+
+    // It may have another port, but not get this one by a reload.
+    std::fs::write(&other_file, port(81)).unwrap();
+    let other = net.balancer(&other_file).await;
+    std::fs::write(&other_file, &text).unwrap();
+    signal(&other, Signal::SIGHUP);
+    until("a word on the error", async || other.last_words().contains("nothing changed").then_some(())).await;
+    assert!(other.last_words().contains(&whose), "{}", other.last_words());
+    assert_eq!(net.status_of("other")["services"][0]["addresses"][0], "10.83.0.1:81");
+    traffic.all_go_on().await;
+    // What it has given up is free.
+    std::fs::write(&other_file, port(82)).unwrap();
+    signal(&other, Signal::SIGHUP);
+    until("port 82", async || {
+        (net.status_of("other")["services"][0]["addresses"][0] == "10.83.0.1:82").then_some(())
+    })
+    .await;
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("port = 80\n", "port = 81\n"))
+        .unwrap();
+    signal(&first, Signal::SIGHUP);
+    until("port 81", async || (net.status()["services"][0]["addresses"][0] == "10.83.0.1:81").then_some(()))
+        .await;
+    net.config("", "", |_| String::new());
+    signal(&first, Signal::SIGHUP);
+    until("port 80", async || (net.status()["services"][0]["addresses"][0] == "10.83.0.1:80").then_some(()))
+        .await;
+    traffic.all_go_on().await;
+    assert!(net.braid("lb", &["lb", "down", "other"]).output().unwrap().status.success());
+
+    // Without its program it is still the first one's, until `down`.
+    signal(&first, Signal::SIGKILL);
+    first.exit().await;
+    refused(
+        &text,
+        &format!("balancer {name}'s already (its program does not run; `braid lb down {name}` ends it)"),
+    )
+    .await;
+    traffic.all_go_on().await;
+    assert!(down(&net).status.success());
+    std::fs::write(&other_file, format!("pin = false\n{text}")).unwrap();
+    let other = net.balancer(&other_file).await;
+    let first = net.start_balancer("lb", &file).await;
+    assert_eq!(first.exit().await.code(), Some(2));
+    let whose = format!("10.83.0.1:80 on eth0 is balancer other's already (pid {})", other.pid());
+    assert!(first.last_words().ends_with(&whose), "{}", first.last_words());
+    signal(&other, Signal::SIGKILL);
+    other.exit().await;
+    let first = net.balancer(&file).await;
+    traffic.all_go_on().await;
+    net.down(first).await;
+}
+
+#[tokio::test]
 async fn without_pins_the_data_plane_ends_with_its_program() {
     if !may_load_bpf() {
         return;
