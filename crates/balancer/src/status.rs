@@ -106,14 +106,13 @@ impl Status {
         let failed = |error: aya::maps::MapError| Error::bpf("read the balancer's maps", error);
         let mut flows = vec![0u64; MAX_BACKENDS as usize];
         let mut entries = 0;
-        for flow in maps.flows.iter() {
-            // One that goes while the table is read is not counted.
-            let Ok((_, flow)) = flow else { continue };
+        walk("flows", maps.flows.map(), |flow| {
             entries += 1;
-            if let Some(count) = flows.get_mut(flow.backend as usize) {
+            let backend = flow.first_chunk().map_or(0, |backend| u32::from_ne_bytes(*backend));
+            if let Some(count) = flows.get_mut(backend as usize) {
                 *count += 1;
             }
-        }
+        })?;
         let mut addresses: Vec<(u32, u32, SocketAddr, u32)> = Vec::new();
         for entry in maps.services.iter() {
             let (key, service) = entry.map_err(failed)?;
@@ -173,8 +172,9 @@ impl Status {
         let counter =
             |name: &str| COUNTERS.iter().position(|(known, _)| *known == name).map_or(0, |at| counters[at]);
         let size = |map: &MapData| map.info().map(|info| u64::from(info.max_entries())).map_err(failed);
-        let tokens = maps.tokens.keys().flatten().count() as u64;
-        let fresh = maps.fresh.keys().flatten().count() as u64;
+        let [mut tokens, mut fresh] = [0, 0];
+        walk("tokens", maps.tokens.map(), |_| tokens += 1)?;
+        walk("fresh", maps.fresh.map(), |_| fresh += 1)?;
         let evicted = |added: u64, present: u64| added.saturating_sub(present);
         Ok(Status {
             name: name.into(),
@@ -207,6 +207,12 @@ impl Status {
             counters: COUNTERS.iter().map(|(name, _)| *name).zip(counters).collect(),
         })
     }
+}
+
+/// Calls `each` with every value of a table. There may be millions.
+fn walk(table: &str, map: &MapData, mut each: impl FnMut(&[u8])) -> Result<()> {
+    let walked = mptcp::sys::bpf::entries(map.fd(), |_, value| each(value));
+    walked.map_err(|error| Error::bpf(format!("read table {table}"), error))
 }
 
 fn as_map<S: Serializer>(counters: &[(&'static str, u64)], to: S) -> Result<S::Ok, S::Error> {

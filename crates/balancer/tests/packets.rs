@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::{TestRun as _, TestRunOptions};
 use balancer::abi::{
-    BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend, COUNTERS, Flow, RING_SIZE, SERVICE_FIXED,
-    SERVICE_TOKEN, Service, ServiceKey, Tuple,
+    BACKEND_CONFIGURED, BACKEND_LIVE, BACKEND_TAKES, BACKEND_TUNNEL, Backend, COUNTERS, Flow, Name,
+    RING_SIZE, SERVICE_FIXED, SERVICE_TOKEN, Service, ServiceKey, TokenKey, TokenSlots, Tuple,
 };
 use balancer::config::Tables;
 use balancer::maglev;
@@ -415,6 +415,38 @@ fn a_flood_of_syns_beyond_the_tables_breaks_no_flow() {
         assert_eq!((evicted("flows"), evicted("tokens")), (0, 0));
         assert!((20_000 - 1024..=20_000).contains(&evicted("fresh")), "{}", evicted("fresh"));
     });
+}
+
+#[test]
+fn a_status_counts_each_entry_of_tables_of_many_batches() {
+    if !may_load_bpf() {
+        return;
+    }
+    let tables = Tables { flows: 1 << 16, fresh: 1024, tokens: 1 << 16 };
+    let mut plane = Plane::load(Hook::Tc, &tables, None).unwrap();
+    for n in 0..20_000u32 {
+        let client = IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into();
+        let tuple = Tuple { source: client, destination: client, source_port: 1, destination_port: 2 };
+        let flow = Flow { backend: n % 4, seen: 1, flags: 2, tick: 0, sequence: 0 };
+        plane.tables.flows.insert(tuple, flow, 0).unwrap();
+        let token = TokenSlots { newer: 1, newer_client: client, older: 0, older_client: client };
+        plane.tables.tokens.insert(TokenKey { token: n, service: 0 }, token, 0).unwrap();
+    }
+    for number in 1..4 {
+        let name = format!("web/app-{number}");
+        plane.tables.backend_names.set(number, Name::new(&name), 0).unwrap();
+        let mut backend = plane.tables.backends.get(&number, 0).unwrap();
+        backend.flags = BACKEND_CONFIGURED;
+        plane.tables.backends.set(number, backend, 0).unwrap();
+    }
+    plane.tables.service_names.set(0, Name::new("web"), 0).unwrap();
+    let key = ServiceKey { address: IpAddr::from([10, 83, 0, 1]).into(), port: 80, unused: 0 };
+    plane.tables.services.insert(key, Service { id: 0, flags: 0, backend: 0 }, 0).unwrap();
+    let status = Status::read("test", None, &plane.tables).unwrap();
+    let entries: Vec<u64> = status.tables.iter().map(|table| table.entries).collect();
+    assert_eq!(entries, [20_000, 20_000, 0]);
+    let of_backends: Vec<u64> = status.services[0].backends.iter().map(|backend| backend.flows).collect();
+    assert_eq!(of_backends, [5000; 3]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! BPF programs that change what functions of the kernel return, bpf(2): what aya has no calls for.
+//! bpf(2), as far as aya has no calls for it: programs that change what functions of the kernel return; maps read in batches.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -7,8 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const HASH: u32 = 1;
 const CGROUP_ARRAY: u32 = 8;
+const LRU_HASH: u32 = 9;
 const TRACING: u32 = 26;
 const MODIFY_RETURN: u32 = 26;
 
@@ -54,7 +58,7 @@ pub fn load_before(function: u32, program: &[Instruction]) -> io::Result<OwnedFd
         line_info_cnt: u32,
         attach_btf_id: u32,
     }
-    let attributes = Attributes {
+    let mut attributes = Attributes {
         prog_type: TRACING,
         insn_cnt: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         insns: program.as_ptr() as u64,
@@ -77,7 +81,7 @@ pub fn load_before(function: u32, program: &[Instruction]) -> io::Result<OwnedFd
         attach_btf_id: function,
     };
     // SAFETY: the kernel reads `insn_cnt` instructions and the license, a C string; both outlive the call.
-    let fd = unsafe { bpf(PROG_LOAD, &attributes) }?;
+    let fd = unsafe { bpf(PROG_LOAD, &mut attributes) }?;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -91,9 +95,9 @@ pub fn attach(program: impl AsFd) -> io::Result<OwnedFd> {
         padding: u32,
     }
     // Without a name: where the program was loaded for.
-    let attributes = Attributes { name: 0, prog_fd: program.as_fd().as_raw_fd(), padding: 0 };
+    let mut attributes = Attributes { name: 0, prog_fd: program.as_fd().as_raw_fd(), padding: 0 };
     // SAFETY: no pointer is in it.
-    let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &attributes) }?;
+    let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &mut attributes) }?;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -115,13 +119,13 @@ pub fn cgroup_map(directory: impl AsFd) -> io::Result<OwnedFd> {
         value: u64,
         flags: u64,
     }
-    let create = Create { map_type: CGROUP_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    let mut create = Create { map_type: CGROUP_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
     // SAFETY: no pointer is in it.
-    let fd = unsafe { bpf(MAP_CREATE, &create) }?;
+    let fd = unsafe { bpf(MAP_CREATE, &mut create) }?;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     let map = unsafe { OwnedFd::from_raw_fd(fd) };
     let (key, value) = (0u32, directory.as_fd().as_raw_fd());
-    let update = Update {
+    let mut update = Update {
         map_fd: map.as_raw_fd() as u32,
         padding: 0,
         key: &raw const key as u64,
@@ -129,17 +133,95 @@ pub fn cgroup_map(directory: impl AsFd) -> io::Result<OwnedFd> {
         flags: 0,
     };
     // SAFETY: the kernel reads `key_size` and `value_size` bytes, four each, which outlive the call.
-    unsafe { bpf(MAP_UPDATE_ELEM, &update) }?;
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut update) }?;
     Ok(map)
+}
+
+/// Calls `each` with key and value of every entry of a hash map, LRU or not, thousands for each call of the kernel. An
+/// entry that comes or goes meanwhile may be among them.
+pub fn entries(map: impl AsFd, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    /// The beginning of the kernel's `struct bpf_map_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        map_type: u32,
+        id: u32,
+        key_size: u32,
+        value_size: u32,
+    }
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        size: u32,
+        info: u64,
+    }
+    #[repr(C)]
+    struct Lookup {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let fd = map.as_fd().as_raw_fd() as u32;
+    let mut info = Info::default();
+    let mut get = GetInfo { fd, size: size_of::<Info>() as u32, info: &raw mut info as u64 };
+    // SAFETY: the kernel writes `size` bytes at most, integers, to `info`, which outlives the call.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut get) }?;
+    // Of others a value may be another for each processor, or more than bytes.
+    if ![HASH, LRU_HASH].contains(&info.map_type) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
+    let mut most = 4096;
+    // Where to go on: a number of a bucket.
+    let (mut from, mut to) = (None, 0u32);
+    loop {
+        let (mut keys, mut values) = (vec![0u8; most * key_size], vec![0u8; most * value_size]);
+        let mut lookup = Lookup {
+            in_batch: from.as_ref().map_or(0, |from| std::ptr::from_ref::<u32>(from) as u64),
+            out_batch: &raw mut to as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: most as u32,
+            map_fd: fd,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads four bytes from `from`, and writes four to `to` and `count` keys and values, of the
+        // sizes that it has just told for this map, at most. All of them outlive the call.
+        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut lookup) };
+        let last = match result.as_ref().map_err(io::Error::raw_os_error) {
+            Ok(_) => false,
+            Err(Some(libc::ENOENT)) => true,
+            // A bucket has more entries.
+            Err(Some(libc::ENOSPC)) => {
+                most *= 2;
+                continue;
+            }
+            Err(_) => return result.map(drop),
+        };
+        let found = lookup.count as usize;
+        for (key, value) in keys.chunks(key_size).zip(values.chunks(value_size)).take(found) {
+            each(key, value);
+        }
+        if last {
+            return Ok(());
+        }
+        from = Some(to);
+    }
 }
 
 /// bpf(2).
 ///
 /// # Safety
 /// `T` begins as `union bpf_attr` does for `command`, and its pointers are good for what `command` does with them.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the kernel reads as many bytes as we say; for the rest see above. None of these commands writes.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes as many bytes as we say; for the rest see above.
     let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
