@@ -1,13 +1,13 @@
 //! Labs that stay up: their process takes orders on a socket, and ends at SIGTERM.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
@@ -33,10 +33,11 @@ pub async fn serve(lab: &mut Lab, ready: impl FnOnce()) -> Result<()> {
     lab.start_processes().await?;
     ready();
     loop {
-        // Whoever connects wants the scenario to be run and judged.
+        // Whoever connects wants the scenario to be run and judged, and says by a byte whether to hear of rates.
         let accepted = listener.accept().await;
         let (mut stream, _) =
             accepted.map_err(|error| Error::io(format!("accept on {}", path.display()), error))?;
+        let Ok(rates) = stream.read_u8().await else { continue };
         let (answers, mut queue) = mpsc::unbounded_channel();
         let send = async {
             while let Some(answer) = queue.recv().await {
@@ -47,7 +48,7 @@ pub async fn serve(lab: &mut Lab, ready: impl FnOnce()) -> Result<()> {
         };
         let check = async {
             let progress = |progress| drop(answers.send(Answer::Progress(progress)));
-            let answer = match run::run(lab, &progress).await {
+            let answer = match run::run(lab, rates != 0, &progress).await {
                 Ok((verdict, _)) => Answer::Verdict(verdict),
                 Err(error) => Answer::Error(error.to_string()),
             };
@@ -64,10 +65,11 @@ pub async fn serve(lab: &mut Lab, ready: impl FnOnce()) -> Result<()> {
 }
 
 /// Has the running lab `card` run and judge its scenario.
-pub fn check(card: &Card, progress: impl Fn(Progress)) -> Result<Verdict> {
+pub fn check(card: &Card, rates: bool, progress: impl Fn(Progress)) -> Result<Verdict> {
     let what = format!("ask lab {}", card.name);
     let path = card.control();
-    let stream = UnixStream::connect(&path).map_err(|error| Error::io(what.as_str(), error))?;
+    let mut stream = UnixStream::connect(&path).map_err(|error| Error::io(what.as_str(), error))?;
+    stream.write_all(&[rates.into()]).map_err(|error| Error::io(what.as_str(), error))?;
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(|error| Error::io(what.as_str(), error))?;
         match serde_json::from_str(&line).map_err(|error| Error::io(what.as_str(), error))? {

@@ -14,7 +14,8 @@ use crate::capture::{self, Segment};
 use crate::record::{Connection, Record, Sample};
 use crate::scenario::{
     CarriedExpected, Counts, EventsExpected, Expectation, FlowsExpected, HandoverExpected, Pair,
-    ResumedExpected, SameExpected, Scenario, ShareExpected, StallExpected, SubflowsExpected, WhichFlows,
+    ResumedExpected, SameExpected, Scenario, ShareExpected, StallExpected, Step, SubflowsExpected,
+    WhichFlows,
 };
 use crate::step::Outcome;
 
@@ -29,10 +30,12 @@ pub struct Verdict {
     pub rows: Vec<Row>,
     /// Of a failure: what the scenario's processes printed last, by name.
     pub last_lines: IndexMap<String, Vec<String>>,
-    /// What each link has carried.
-    pub paths: Vec<PathGoodput>,
-    /// What each pair of addresses has carried, all its subflows together.
-    pub subflows: Vec<SubflowGoodput>,
+    /// For how long steps ran programs, in seconds: what is carried below was carried in that time.
+    pub program_seconds: f64,
+    /// What each link carried.
+    pub paths: Vec<LinkCarried>,
+    /// What each pair of addresses carried, all its subflows together.
+    pub subflows: Vec<SubflowCarried>,
 }
 
 /// One thing that was expected.
@@ -45,29 +48,35 @@ pub struct Row {
     pub pass: bool,
 }
 
-/// What a link has carried, in bytes of Ethernet frames, during the steps that ran programs.
+/// What a link carried while steps ran programs, in bytes of Ethernet frames.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PathGoodput {
+pub struct LinkCarried {
     /// The link's name.
     pub link: String,
+    /// The node at end a.
+    pub a: String,
+    /// The node at end b.
+    pub b: String,
     /// From end a to end b.
     pub a_to_b_bytes: u64,
     /// From end b to end a.
     pub b_to_a_bytes: u64,
-    /// Both directions, while any step ran a program, in bits per second.
+    /// Both directions, the mean over [`Verdict::program_seconds`].
     pub bits_per_second: f64,
 }
 
-/// What the subflows between two addresses have carried, payload with retransmissions.
+/// What the subflows between two addresses carried while steps ran programs, payload with retransmissions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SubflowGoodput {
+pub struct SubflowCarried {
+    /// The node that opened the connections.
+    pub node: String,
     /// `10.0.0.2 -> 10.0.0.1:4321`
     pub subflow: String,
-    /// Bytes sent by the side that opened the connection.
+    /// Bytes sent by the node.
     pub sent: u64,
-    /// Bytes received by that side.
+    /// Bytes received by the node.
     pub received: u64,
-    /// Both directions, while the subflows lived, in bits per second.
+    /// Both directions, the mean over [`Verdict::program_seconds`].
     pub bits_per_second: f64,
 }
 
@@ -128,13 +137,16 @@ pub(crate) fn judge(scenario: &Scenario, record: &Record, outcome: &Outcome, wor
         };
         row(name, expected, seen);
     }
+    let spans = spans_of_programs(scenario, record);
+    let program_seconds = spans.iter().map(|[begin, end]| (end.at - begin.at).as_secs_f64()).sum();
     Verdict {
         scenario: scenario.name.clone(),
         pass: rows.iter().all(|row| row.pass),
         rows,
         last_lines: IndexMap::new(),
-        paths: paths(scenario, record),
-        subflows: subflows(record),
+        program_seconds,
+        paths: links_carried(scenario, record, &spans, program_seconds),
+        subflows: subflows_carried(record, &spans, program_seconds),
     }
 }
 
@@ -444,51 +456,74 @@ fn captured(
     Ok((segments, record.began + began..=record.began + ended))
 }
 
-fn paths(scenario: &Scenario, record: &Record) -> Vec<PathGoodput> {
-    let runs = record
-        .steps
-        .iter()
-        .filter(|step| matches!(scenario.steps.get(&step.name), Some(crate::scenario::Step::Run(_))));
-    let runs =
-        runs.filter_map(|step| Some(((step.began, &step.bytes.0), (step.ended?, step.bytes.1.as_ref()?))));
-    // Programs that ran side by side: what was carried meanwhile counts once.
-    type Moment<'r> = (Duration, &'r Vec<[u64; 2]>);
-    let mut spans: Vec<(Moment<'_>, Moment<'_>)> = Vec::new();
-    for (begin, end) in runs {
-        match spans.last_mut().filter(|(_, (ended, _))| begin.0 <= *ended) {
-            Some((_, last)) if last.0 < end.0 => *last = end,
+/// A moment, and what the links had carried by then.
+#[derive(Clone, Copy)]
+struct Moment<'r> {
+    at: Duration,
+    link_bytes: &'r [[u64; 2]],
+}
+
+/// Begin and end of the times in which steps ran programs; of programs side by side it is one.
+fn spans_of_programs<'r>(scenario: &Scenario, record: &'r Record) -> Vec<[Moment<'r>; 2]> {
+    let mut spans: Vec<[Moment<'_>; 2]> = Vec::new();
+    for step in &record.steps {
+        let (Some(Step::Run(_)), Some(ended), Some(bytes)) =
+            (scenario.steps.get(&step.name), step.ended, &step.bytes.1)
+        else {
+            continue;
+        };
+        let begin = Moment { at: step.began, link_bytes: &step.bytes.0 };
+        let end = Moment { at: ended, link_bytes: bytes };
+        match spans.last_mut().filter(|[_, last]| begin.at <= last.at) {
+            Some([_, last]) if last.at < end.at => *last = end,
             Some(_) => {}
-            None => spans.push((begin, end)),
+            None => spans.push([begin, end]),
         }
     }
-    let seconds: f64 = spans.iter().map(|((began, _), (ended, _))| (*ended - *began).as_secs_f64()).sum();
-    let path = |(at, link): (usize, &String)| {
+    spans
+}
+
+fn links_carried(
+    scenario: &Scenario,
+    record: &Record,
+    spans: &[[Moment<'_>; 2]],
+    seconds: f64,
+) -> Vec<LinkCarried> {
+    let link = |(at, name): (usize, &String)| {
+        let spec = scenario.links.get(name)?;
         let carried = |way: usize| {
-            spans.iter().map(|((_, before), (_, after))| after[at][way] - before[at][way]).sum::<u64>()
+            spans.iter().map(|[a, b]| b.link_bytes[at][way] - a.link_bytes[at][way]).sum::<u64>()
         };
         let [a_to_b_bytes, b_to_a_bytes] = [carried(0), carried(1)];
         let bits_per_second = rate(a_to_b_bytes + b_to_a_bytes, seconds);
-        PathGoodput { link: link.clone(), a_to_b_bytes, b_to_a_bytes, bits_per_second }
+        let [a, b] = [&spec.a, &spec.b].map(|end| end.node.clone());
+        Some(LinkCarried { link: name.clone(), a, b, a_to_b_bytes, b_to_a_bytes, bits_per_second })
     };
-    record.links.iter().enumerate().map(path).collect()
+    record.links.iter().enumerate().filter_map(link).collect()
 }
 
-fn subflows(record: &Record) -> Vec<SubflowGoodput> {
-    let mut pairs = IndexMap::<String, (u64, u64, Duration)>::new();
-    for (key, bytes) in &record.subflows {
-        let (sent, received, lived) =
-            pairs.entry(format!("{} -> {}", key.local.ip(), key.remote)).or_default();
-        *sent += bytes.sent;
-        *received += bytes.received;
-        // Connections side by side: the longest of them has lived as long as the pair was in use.
-        *lived = (*lived).max(bytes.last - bytes.first);
+fn subflows_carried(record: &Record, spans: &[[Moment<'_>; 2]], seconds: f64) -> Vec<SubflowCarried> {
+    let mut pairs = BTreeMap::<(&str, String), [u64; 2]>::new();
+    for (key, looks) in &record.subflows {
+        // What a node says to itself takes no path.
+        if key.remote.ip().is_loopback() {
+            continue;
+        }
+        let until = |moment: Moment<'_>| {
+            looks.iter().rfind(|look| look.at <= moment.at).map_or([0; 2], |look| look.bytes)
+        };
+        let sum = pairs.entry((&key.node, format!("{} -> {}", key.local.ip(), key.remote))).or_default();
+        for [begin, end] in spans {
+            let (before, after) = (until(*begin), until(*end));
+            *sum = std::array::from_fn(|way| sum[way] + after[way].saturating_sub(before[way]));
+        }
     }
-    pairs.sort_unstable_keys();
-    let row = |(subflow, (sent, received, lived)): (String, (u64, u64, Duration))| SubflowGoodput {
+    let row = |((node, subflow), [sent, received]): ((&str, String), [u64; 2])| SubflowCarried {
+        node: node.into(),
         subflow,
         sent,
         received,
-        bits_per_second: rate(sent + received, lived.as_secs_f64()),
+        bits_per_second: rate(sent + received, seconds),
     };
     pairs.into_iter().map(row).collect()
 }

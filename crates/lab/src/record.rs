@@ -30,8 +30,8 @@ pub struct Record {
     pub samples: Vec<Sample>,
     /// The steps that began, in that order.
     pub steps: Vec<StepTimes>,
-    /// What each subflow has carried, seen from the node that opened the connection.
-    pub subflows: IndexMap<SubflowKey, SubflowBytes>,
+    /// What each subflow had carried at each look, seen from the node that opened the connection.
+    pub subflows: IndexMap<SubflowKey, Vec<SubflowLook>>,
 }
 
 /// An event, where and when.
@@ -70,8 +70,10 @@ pub struct StepTimes {
 }
 
 /// A subflow, in the eyes of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SubflowKey {
+    /// The node.
+    pub node: String,
     /// Of which connection.
     pub token: Token,
     /// The node's own end.
@@ -80,17 +82,13 @@ pub struct SubflowKey {
     pub remote: SocketAddr,
 }
 
-/// What a subflow has carried, payload and retransmissions, as far as the last look (five a second) found it.
+/// What a subflow had carried, payload and retransmissions: twenty looks a second, and one where a step begins or ends.
 #[derive(Clone, Copy, Debug)]
-pub struct SubflowBytes {
-    /// When it was first seen.
-    pub first: Duration,
-    /// When it was last seen.
-    pub last: Duration,
-    /// Bytes sent.
-    pub sent: u64,
-    /// Bytes received.
-    pub received: u64,
+pub struct SubflowLook {
+    /// When.
+    pub at: Duration,
+    /// Bytes that the node had sent and received.
+    pub bytes: [u64; 2],
 }
 
 /// The connection that a record speaks of: a token in one namespace.
@@ -159,10 +157,13 @@ impl Record {
         self.links.iter().cloned().enumerate().map(|(link, name)| (name, rate(link))).collect()
     }
 
-    /// Nodes that have opened connections which are not closed yet.
-    fn dialing(&self) -> HashSet<String> {
-        let dialed = self.open().into_iter().filter(|seen| seen.event.server_side != Some(true));
-        dialed.map(|seen| seen.node.clone()).collect()
+    /// The connections that nodes have opened and that are not closed yet.
+    fn dialed(&self) -> HashMap<String, HashSet<Token>> {
+        let mut dialed = HashMap::<_, HashSet<_>>::new();
+        for seen in self.open().into_iter().filter(|seen| seen.event.server_side != Some(true)) {
+            dialed.entry(seen.node.clone()).or_default().extend(seen.event.token);
+        }
+        dialed
     }
 }
 
@@ -176,6 +177,7 @@ fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
 pub(crate) struct Recorder {
     started: Instant,
     links: Vec<(Weak<Link>, [u64; 2])>,
+    nodes: IndexMap<String, Netns>,
     record: Arc<Mutex<Record>>,
     changed: watch::Receiver<()>,
     readers: Vec<mpsc::Sender<oneshot::Sender<()>>>,
@@ -214,7 +216,8 @@ impl Recorder {
         }
         tasks.spawn(sample_links(started, links.clone(), Arc::clone(&record)));
         tasks.spawn(sample_subflows(started, lab.nodes().clone(), Arc::clone(&record)));
-        Ok(Recorder { started, links, record, changed, readers, _tasks: tasks })
+        let nodes = lab.nodes().clone();
+        Ok(Recorder { started, links, nodes, record, changed, readers, _tasks: tasks })
     }
 
     /// The record up to now.
@@ -245,6 +248,7 @@ impl Recorder {
     /// Notes that a step begins.
     pub(crate) async fn begin(&self, name: &str) {
         self.flush().await;
+        look_at_subflows(self.started, &self.nodes, &self.record).await;
         let (began, bytes) = (self.started.elapsed(), link_bytes(&self.links));
         let mut record = self.record();
         let events = (record.events.len(), None);
@@ -254,6 +258,7 @@ impl Recorder {
     /// Notes that a step ends.
     pub(crate) async fn end(&self, name: &str) {
         self.flush().await;
+        look_at_subflows(self.started, &self.nodes, &self.record).await;
         let (ended, bytes) = (self.started.elapsed(), link_bytes(&self.links));
         let mut record = self.record();
         let events = record.events.len();
@@ -323,28 +328,28 @@ async fn sample_links(started: Instant, links: Vec<(Weak<Link>, [u64; 2])>, reco
 }
 
 async fn sample_subflows(started: Instant, nodes: IndexMap<String, Netns>, record: Arc<Mutex<Record>>) {
-    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let dialing = lock(&record).dialing();
-        for node in dialing {
-            // A look that fails shows less, and decides nothing.
-            let Ok(connections) = mptcp::diag::connections(&nodes[&node]).await else { continue };
-            let now = started.elapsed();
-            let mut record = lock(&record);
-            for connection in connections {
-                for subflow in connection.subflows {
-                    let [local, remote] = [subflow.local, subflow.remote].map(canonical);
-                    let key = SubflowKey { token: connection.token, local, remote };
-                    let bytes = SubflowBytes {
-                        first: record.subflows.get(&key).map_or(now, |before| before.first),
-                        last: now,
-                        sent: subflow.tcp.bytes_sent,
-                        received: subflow.tcp.bytes_received,
-                    };
-                    record.subflows.insert(key, bytes);
-                }
+        look_at_subflows(started, &nodes, &record).await;
+    }
+}
+
+async fn look_at_subflows(started: Instant, nodes: &IndexMap<String, Netns>, record: &Mutex<Record>) {
+    let dialed = lock(record).dialed();
+    for (node, tokens) in dialed {
+        // A look that fails shows less, and decides nothing.
+        let Ok(connections) = mptcp::diag::connections_without_owners(&nodes[&node]).await else { continue };
+        let at = started.elapsed();
+        let mut record = lock(record);
+        for connection in connections.into_iter().filter(|connection| tokens.contains(&connection.token)) {
+            // One that nobody has answered yet is none.
+            for subflow in connection.subflows.into_iter().filter(|subflow| subflow.state != "SYN-SENT") {
+                let [local, remote] = [subflow.local, subflow.remote].map(canonical);
+                let key = SubflowKey { node: node.clone(), token: connection.token, local, remote };
+                let bytes = [subflow.tcp.bytes_sent, subflow.tcp.bytes_received];
+                record.subflows.entry(key).or_default().push(SubflowLook { at, bytes });
             }
         }
     }

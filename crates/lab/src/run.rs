@@ -24,7 +24,7 @@ pub enum Progress {
         /// How many there are.
         of: usize,
     },
-    /// While steps run: what each link carries, both directions together, in bits per second.
+    /// While steps run, where it is wanted: what each link carries, both directions together, in bits per second.
     Rates(Vec<(String, f64)>),
     /// All steps are done; the last events may still come.
     Judging,
@@ -33,8 +33,8 @@ pub enum Progress {
 /// How long the path manager may take to tell of what the steps have done.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Runs the scenario of `lab` in it, from a fresh start of all its processes.
-pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict, Record)> {
+/// Runs the scenario of `lab` in it, from a fresh start of all its processes. `rates`: tell [`Progress::Rates`] too.
+pub async fn run(lab: &mut Lab, rates: bool, progress: &dyn Fn(Progress)) -> Result<(Verdict, Record)> {
     progress(Progress::Starting);
     lab.stop_processes().await;
     lab.reset_links()?;
@@ -42,7 +42,7 @@ pub async fn run(lab: &mut Lab, progress: &dyn Fn(Progress)) -> Result<(Verdict,
     lab.start_processes().await?;
     let mut outcome = tokio::select! {
         outcome = step::play(lab, &recorder, progress) => outcome,
-        never = tell_rates(&recorder, progress) => match never {},
+        never = tell_rates(&recorder, progress), if rates => match never {},
     };
     progress(Progress::Judging);
     if outcome.failure.is_none() {

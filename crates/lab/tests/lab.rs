@@ -1,5 +1,6 @@
 //! Labs are built, work, and leave nothing behind.
 
+use lab::run::Progress;
 use lab::{Lab, Scenario};
 
 const TWO: &str = r#"
@@ -189,10 +190,23 @@ timeout = '300ms'
     );
     let scenario = Scenario::parse("tries", "tries.toml", &text, None).unwrap();
     let mut lab = Lab::build(&scenario).await.unwrap();
-    let (verdict, _) = lab::run::run(&mut lab, &|_| {}).await.unwrap();
+    let (verdict, _) = lab::run::run(&mut lab, false, &|_| {}).await.unwrap();
     assert_eq!(std::fs::read_to_string(lab.work().join("tries")).unwrap().lines().count(), 3);
     let rows: Vec<_> = verdict.rows.iter().map(|row| (row.name.as_str(), row.seen.as_str())).collect();
     assert_eq!(rows, [("never", "wait: nothing after 300ms; last try: exit code 1: nobody there")]);
+}
+
+#[tokio::test]
+async fn rates_of_links_are_told_to_whoever_wants_them() {
+    let text = format!("{TWO}[steps.done.run]\nnode = 'client'\ncommand = ['true']");
+    let scenario = Scenario::parse("rates", "rates.toml", &text, None).unwrap();
+    let mut lab = Lab::build(&scenario).await.unwrap();
+    for rates in [true, false] {
+        let told = std::cell::Cell::new(false);
+        let progress = |progress| told.set(told.get() || matches!(progress, Progress::Rates(_)));
+        lab::run::run(&mut lab, rates, &progress).await.unwrap();
+        assert_eq!(told.get(), rates);
+    }
 }
 
 #[tokio::test]
@@ -226,7 +240,7 @@ during = 'after'
     );
     let scenario = Scenario::parse("gap", "gap.toml", &text, None).unwrap();
     let mut lab = Lab::build(&scenario).await.unwrap();
-    let (verdict, _) = lab::run::run(&mut lab, &|_| {}).await.unwrap();
+    let (verdict, _) = lab::run::run(&mut lab, false, &|_| {}).await.unwrap();
     let seen: Vec<_> = verdict.rows.iter().map(|row| (row.name.as_str(), row.pass)).collect();
     assert_eq!(
         seen,

@@ -18,6 +18,14 @@ mod verdict;
 
 /// Run MPTCP networks in network namespaces, from scenario files
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  braid lab list
+  braid lab run simple handover:blackhole
+  braid lab up simple
+  braid lab exec client iperf3 -c localhost -p 5555
+  braid lab check
+  braid lab down")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

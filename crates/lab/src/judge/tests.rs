@@ -9,7 +9,7 @@ use pcap_file::DataLink;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 
 use super::*;
-use crate::record::{Seen, StepTimes, SubflowBytes, SubflowKey};
+use crate::record::{Seen, StepTimes, SubflowKey, SubflowLook};
 use crate::step::Arrival;
 
 const SCENARIO: &str = r#"title = "judged"
@@ -101,15 +101,18 @@ fn record() -> Record {
         .collect();
     let never = StepTimes { name: "hung".into(), ended: None, events: (11, None), ..steps[6].clone() };
     steps.push(StepTimes { bytes: (never.bytes.0.clone(), None), ..never });
-    let subflows = [
-        (1, "10.0.0.2:1001", "10.0.0.1:80", (1000, 3000), (100, 200)),
-        (2, "10.0.0.2:1003", "10.0.0.1:80", (2000, 2500), (1, 2)),
-        (1, "10.0.0.2:1001", "10.0.0.1:443", (3000, 3000), (5, 5)),
+    // What was found at each look; that of 4.5 s is in the pause.
+    let subflows: [(_, _, _, _, &[(u64, [u64; 2])]); 5] = [
+        ("left", 1, "10.0.0.2:1001", "10.0.0.1:80", &[(500, [10, 20]), (3000, [110, 220])]),
+        ("left", 2, "10.0.0.2:1003", "10.0.0.1:80", &[(2500, [1, 2]), (4500, [51, 52]), (5500, [52, 54])]),
+        ("left", 1, "10.0.0.2:1001", "10.0.0.1:443", &[(3000, [5, 5])]),
+        ("left", 3, "127.0.0.1:1009", "127.0.0.1:80", &[(3000, [9, 9])]),
+        ("right", 1, "10.0.0.2:1001", "10.0.0.1:80", &[(2000, [7, 0])]),
     ];
-    let subflow = |(token, local, remote, (first, last), (sent, received)): (_, &str, &str, _, _)| {
+    let subflow = |(node, token, local, remote, looks): (&str, _, &str, &str, &[(u64, [u64; 2])])| {
         let [local, remote] = [local, remote].map(|end| end.parse().unwrap());
-        let key = SubflowKey { token: Token(token), local, remote };
-        (key, SubflowBytes { first: ms(first), last: ms(last), sent, received })
+        let key = SubflowKey { node: node.into(), token: Token(token), local, remote };
+        (key, looks.iter().map(|(at, bytes)| SubflowLook { at: ms(*at), bytes: *bytes }).collect())
     };
     // Of the wifi link; after `cut` it had carried 400 bytes.
     let samples = [(2400, 100_000), (2600, 400 + DATA - 1), (2700, 400 + DATA), (2800, 400 + 2 * DATA)];
@@ -533,9 +536,11 @@ fn events_are_waited_for_as_long_as_a_connection_is_open() {
 
 /// Programs ran from 1 s to 4 s, some side by side, and from 5 s to 6 s.
 #[test]
-fn links_and_subflows_have_what_they_carried_and_how_fast() {
+fn links_and_subflows_have_what_they_carried_while_programs_ran_and_each_node_its_own() {
     let verdict =
         judge(&scenario("it.stall = { step = \"get\" }"), &record(), &outcome(), Path::new("/nowhere"));
+    assert_eq!(verdict.program_seconds, 4.0);
+    assert!(verdict.paths.iter().all(|link| [link.a.as_str(), &link.b] == ["left", "right"]));
     let paths: Vec<_> = verdict
         .paths
         .iter()
@@ -545,8 +550,12 @@ fn links_and_subflows_have_what_they_carried_and_how_fast() {
     let subflows: Vec<_> = verdict
         .subflows
         .iter()
-        .map(|row| (row.subflow.as_str(), row.sent, row.received, row.bits_per_second))
+        .map(|row| (row.node.as_str(), row.subflow.as_str(), row.sent, row.received, row.bits_per_second))
         .collect();
-    let expected = [("10.0.0.2 -> 10.0.0.1:443", 5, 5, 0.0), ("10.0.0.2 -> 10.0.0.1:80", 101, 202, 1212.0)];
+    let expected = [
+        ("left", "10.0.0.2 -> 10.0.0.1:443", 5, 5, 20.0),
+        ("left", "10.0.0.2 -> 10.0.0.1:80", 102, 204, 612.0),
+        ("right", "10.0.0.2 -> 10.0.0.1:80", 7, 0, 14.0),
+    ];
     assert_eq!(subflows, expected);
 }

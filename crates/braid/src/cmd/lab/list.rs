@@ -13,7 +13,7 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON document
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 

@@ -30,6 +30,11 @@ impl Display {
         display
     }
 
+    /// Has it room for the rates of links?
+    pub fn shows_rates(&self) -> bool {
+        self.bar.is_some()
+    }
+
     pub fn show(&self, progress: Progress) {
         let step = match progress {
             Progress::Starting => "starting programs".into(),

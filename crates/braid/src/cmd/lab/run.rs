@@ -20,6 +20,11 @@ use crate::output;
 ///
 /// Ends with 0 if all was as expected, 1 if not, 2 if a network could not be built or a scenario is no good.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  braid lab run simple
+  braid lab run handover:blackhole --report pictures
+  braid lab run ./network.toml --repeat 10 --json")]
 pub struct Args {
     /// NAME, NAME:VARIANT, or the path of a .toml file
     #[arg(required = true, value_name = "SCENARIO")]
@@ -31,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Print one JSON document for each run
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -90,7 +95,7 @@ async fn run_one(scenario: &Scenario, home: &Home) -> Result<(Verdict, Record)> 
     let display = Display::new(&scenario.name);
     let options = Options { name: None, plain_names: false, home: home.clone(), braid: Some(braid()?) };
     let mut lab = Lab::build_with(scenario, options).await?;
-    Ok(lab::run::run(&mut lab, &|progress| display.show(progress)).await?)
+    Ok(lab::run::run(&mut lab, display.shows_rates(), &|progress| display.show(progress)).await?)
 }
 
 /// This program, for the nodes of labs; `BRAID_PROGRAM` names another one.

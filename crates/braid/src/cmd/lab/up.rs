@@ -36,7 +36,7 @@ pub struct Check {
     #[arg(value_name = "LAB")]
     lab: Option<String>,
     /// Print one JSON document
-    #[arg(long)]
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -123,7 +123,7 @@ fn hold_until_asked(args: &Args, shelf: &Shelf) -> Result<ExitCode> {
 pub fn check(args: Check) -> Result<ExitCode> {
     let card = Home::find()?.lab(args.lab.as_deref())?;
     let display = Display::new(&card.scenario);
-    let verdict = control::check(&card, |progress| display.show(progress))?;
+    let verdict = control::check(&card, display.shows_rates(), |progress| display.show(progress))?;
     drop(display);
     if args.json {
         output::line(serde_json::to_string(&verdict)?)?;

@@ -1,4 +1,4 @@
-//! A verdict for people: a table of what was expected and what was seen, and what each path and subflow has carried.
+//! A verdict for people: a table of what was expected and what was seen, and what each link and subflow carried.
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
@@ -42,18 +42,29 @@ pub fn print(verdict: &Verdict) -> Result<()> {
             output::line(format_args!("    {process} printed: {line}"))?;
         }
     }
-    let carried = verdict.paths.iter().map(|path| {
-        (format!("link {}", path.link), path.a_to_b_bytes, path.b_to_a_bytes, path.bits_per_second)
+    if verdict.program_seconds > 0.0 {
+        print_carried(verdict)?;
+    }
+    Ok(())
+}
+
+fn print_carried(verdict: &Verdict) -> Result<()> {
+    let links = verdict.paths.iter().map(|link| {
+        let name = format!("link {}, {} -> {}", link.link, link.a, link.b);
+        (name, [link.a_to_b_bytes, link.b_to_a_bytes], link.bits_per_second)
     });
-    let carried =
-        carried.chain(verdict.subflows.iter().map(|subflow| {
-            (subflow.subflow.clone(), subflow.sent, subflow.received, subflow.bits_per_second)
-        }));
-    let carried: Vec<_> = carried.collect();
-    let width = carried.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
-    for (name, there, back, rate) in carried {
+    let subflows = verdict.subflows.iter().map(|subflow| {
+        let name = format!("{} {}", subflow.node, subflow.subflow);
+        (name, [subflow.sent, subflow.received], subflow.bits_per_second)
+    });
+    let carried: Vec<_> = links.chain(subflows).collect();
+    let heading = format!("carried in {:.1} s of programs", verdict.program_seconds);
+    let names = carried.iter().map(|(name, ..)| name.chars().count());
+    let width = names.chain([heading.len()]).max().unwrap_or(0);
+    output::line(format_args!("    {heading:width$}  {:>11}  {:>11}  {:>12}", "there", "back", "mean"))?;
+    for (name, [there, back], rate) in carried {
         output::line(format_args!(
-            "    {name:width$}  {:>8.1} MB there  {:>8.1} MB back  {:>8.1} Mbit/s",
+            "    {name:width$}  {:>8.1} MB  {:>8.1} MB  {:>5.1} Mbit/s",
             there as f64 / 1e6,
             back as f64 / 1e6,
             rate / 1e6,
