@@ -1,6 +1,6 @@
 # The front door. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-as-nobody lint bench fuzz deny
+.PHONY: help demo test test-as-nobody lint bench fuzz kernels deny
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20

@@ -1,5 +1,6 @@
 //! A network namespace for a test, and programs in it.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,6 +16,11 @@ pub const BRAID: &str = env!("CARGO_BIN_EXE_braid");
 
 /// How long something may take that takes milliseconds: only a failing test waits this long.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Variables that are set for `braid` where the tests were started, and are not for them.
+pub fn braid_variables() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.as_encoded_bytes().starts_with(b"BRAID_"))
+}
 
 /// A network namespace with 10.0.0.1, 10.0.0.2 and fd00::1 on its loopback interface.
 pub struct Net(pub Netns);
@@ -43,7 +49,10 @@ impl Net {
         let mut words = line.split_whitespace();
         let program = words.next().unwrap();
         let mut command = Command::new(if program == "braid" { BRAID } else { program });
-        command.args(words).env_remove("BRAID_LOG").env_remove("BRAID_MPTCP");
+        command.args(words);
+        for name in braid_variables() {
+            command.env_remove(name);
+        }
         self.0.enter_on_exec(&mut command);
         command
     }

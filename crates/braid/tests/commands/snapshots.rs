@@ -2,12 +2,17 @@
 
 use std::fs;
 
-use crate::net::Net;
+use crate::net::{Net, braid_variables};
 
 /// `TRYCMD=overwrite cargo test -p braid` writes the files anew.
 #[test]
 fn help_is_as_in_the_snapshots() {
-    trycmd::TestCases::new().case("tests/snapshots/*.trycmd");
+    let cases = trycmd::TestCases::new();
+    // Help shows what a variable of the environment is set to.
+    for name in braid_variables() {
+        cases.env(name.to_string_lossy(), "");
+    }
+    cases.case("tests/snapshots/*.trycmd");
 }
 
 /// The commands that `braid --help` lists.
@@ -26,6 +31,15 @@ fn the_help_of_every_command_is_in_a_snapshot() {
     let snapshots: String = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
     for command in commands(&Net::new()) {
         assert!(snapshots.contains(&format!("\n$ braid {command} --help\n")), "{command}");
+    }
+}
+
+#[test]
+fn the_help_of_every_command_has_examples() {
+    let net = Net::new();
+    for command in commands(&net).iter().filter(|command| *command != "help") {
+        let help = net.ok(&format!("braid {command} --help"));
+        assert!(help.contains(&format!("\nExamples:\n  braid {command}")), "{command}: {help}");
     }
 }
 

@@ -50,7 +50,7 @@ pub fn may_load_bpf() -> bool {
 pub struct Net {
     pub lab: Lab,
     pub backends: usize,
-    /// Holds a mount namespace with a BPF file system and a directory for locks, which go with it.
+    /// Holds a mount namespace with a BPF file system beside the node's directory for locks, which go with it.
     mounts: Process,
 }
 
@@ -72,6 +72,7 @@ impl Net {
             sysctls = { "net.ipv4.ip_forward" = 1, "net.ipv6.conf.all.forwarding" = 1, "net.ipv4.conf.all.send_redirects" = 0 }
             routes = [{ to = "10.83.0.1/32", via = "10.90.0.2" }, { to = "fd83::1/128", via = "fd90::2" }]
             [nodes.lb]
+            private = ["/run/braid-lb"]
             routes = [{ to = "0.0.0.0/0", via = "10.90.0.1" }, { to = "::/0", via = "fd90::1" }]
             [nodes.lb-2]
             routes = [{ to = "0.0.0.0/0", via = "10.90.0.1" }, { to = "::/0", via = "fd90::1" }]
@@ -122,10 +123,7 @@ impl Net {
         let lab = Lab::build(&scenario).await.unwrap();
         let mut holder = lab.command("lb", "unshare").unwrap();
         holder.args(["--mount", "--propagation", "private", "sh", "-euc"]);
-        holder.arg(
-            "mount -t bpf bpf /sys/fs/bpf; mkdir -p /run/braid-lb; mount -t tmpfs none /run/braid-lb; \
-             echo mounted; exec sleep 100000",
-        );
+        holder.arg("mount -t bpf bpf /sys/fs/bpf; echo mounted; exec sleep 100000");
         let watch = Watch { line: Some("mounted".into()), ..Watch::default() };
         let mounts = Process::spawn("unshare", holder, watch).await.unwrap();
         mounts.expect_ready().await;
