@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use mptcp::pm::{Address, EndpointFlags};
 use mptcp::{AddrId, Netns, Token};
 
-use crate::cmd::connection::{Connection, explain};
+use crate::cmd::connection::{Connection, Words, explain};
 use crate::cmd::endpoint::Request;
 use crate::cmd::{self, Place};
 
@@ -38,7 +38,7 @@ enum Command {
     Announce(Words),
     /// Withdraw an address (REMOVE_ADDR): id ID
     ///
-    /// The peer closes the subflows that it has to the address. Id 0 is the address of the connection's beginning.
+    /// The peer closes the subflows that it has to the address. Id 0 is the address on which the connection was opened.
     Remove {
         #[command(flatten)]
         words: Words,
@@ -46,16 +46,6 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-}
-
-#[derive(Debug, clap::Args)]
-struct Words {
-    /// The connection's token, as `braid show` and `braid monitor` print it
-    #[arg(long, value_name = "HEX")]
-    token: Token,
-    /// The address
-    #[arg(value_name = "WORD", required = true)]
-    words: Vec<String>,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {

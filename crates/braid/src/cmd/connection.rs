@@ -1,9 +1,19 @@
-//! The connection that `braid subflow` and `braid address` act on.
+//! The connection that `braid subflow` and `braid address` act on, and how both are told of it.
 
 use anyhow::{Context, Result, ensure};
 use mptcp::diag::{self, Subflow};
 use mptcp::pm::Client;
 use mptcp::{Error, Netns, Token};
+
+#[derive(Debug, clap::Args)]
+pub struct Words {
+    /// The connection's token, as `braid show` and `braid monitor` print it
+    #[arg(long, value_name = "HEX")]
+    pub token: Token,
+    /// What the first line of this help names
+    #[arg(value_name = "WORD", required = true)]
+    pub words: Vec<String>,
+}
 
 /// A connection and the path manager that acts on it.
 pub struct Connection {

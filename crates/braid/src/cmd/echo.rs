@@ -62,7 +62,7 @@ Examples:
   braid echo client --addr 10.0.83.1:80
   braid echo client --addr server.example:80 --msg hello --timeout 500ms")]
 struct Client {
-    /// Server to connect to; without a host, this one
+    /// Server to connect to; without a host, localhost
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
     addr: HostPort,
     /// Send this line, print the reply and end; without it, lines are read from standard input

@@ -71,8 +71,8 @@ Examples:
 struct StatusArgs {
     #[command(flatten)]
     which: Which,
-    /// One JSON document
-    #[arg(long)]
+    /// Print one JSON document
+    #[arg(short, long)]
     json: bool,
 }
 
@@ -90,8 +90,8 @@ struct Down {
 /// Set up a backend, and undo it at the end
 ///
 /// Puts the service's addresses on lo, sees that it does not answer ARP for them, and raises the limit of subflows. With
-/// --join-port it announces them with that port and takes no joins elsewhere; with --tunnel-from it takes the packets
-/// that a balancer sends in packets (tunnel = true); with --tell it helps a balancer that has lost its tables.
+/// --join-port it announces them with that port and takes no joins elsewhere; with --tunnel-from it takes packets that a
+/// balancer has encapsulated (tunnel = true); with --tell it helps a balancer that has lost its tables.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -107,16 +107,16 @@ struct Agent {
     #[arg(long = "interface", value_name = "NAME", required = true)]
     interfaces: Vec<String>,
     /// Announce the addresses with this port, for joins
-    #[arg(long, value_name = "PORT")]
-    join_port: Option<NonZeroU16>,
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    join_port: Option<u16>,
     /// Most subflows that join a connection
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=8))]
     subflows: u32,
-    /// A balancer's address, from which packets come in packets (repeat it for more); needs root of the machine
+    /// Address of a balancer that encapsulates packets (repeat it for more); needs root of the machine
     #[arg(long, value_name = "IP")]
     tunnel_from: Vec<IpAddr>,
     /// Tell balancers that have lost their tables ([agents] in their file) of connections, here
-    #[arg(long, value_name = "ADDR:PORT", requires = "secret")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = cmd::address_and_port, requires = "secret")]
     tell: Option<SocketAddr>,
     /// File with the secret that they must know: 16 to 1024 bytes, not for everybody to read
     #[arg(long, value_name = "FILE", requires = "tell")]
@@ -187,7 +187,7 @@ impl Agent {
         let setup = Setup {
             tell: self.tell.zip(secret),
             addresses: self.addresses,
-            join_port: self.join_port,
+            join_port: self.join_port.and_then(NonZeroU16::new),
             subflows: self.subflows,
             tunnel_from: self.tunnel_from,
             interfaces: self.interfaces,

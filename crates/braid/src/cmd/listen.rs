@@ -23,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     place: Place,
     /// Where to listen; port 0: a free one, which is printed
-    #[arg(value_name = "ADDRESS:PORT")]
+    #[arg(value_name = "ADDRESS:PORT", value_parser = cmd::address_and_port)]
     addr: SocketAddr,
 }
 

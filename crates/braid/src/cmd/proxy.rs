@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay::Config;
 use relay::config::{Process, Settings};
@@ -19,6 +19,12 @@ use crate::output;
 ///
 /// SIGHUP reloads the file, SIGTERM stops listening and waits for the connections (a second one ends them).
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  braid proxy --listen tcp://:5555 --to mptcp://server.example:4444
+  braid proxy --mode server --port 4444 --remote localhost:5201
+  braid proxy --listen tcp://:5555 --transparent=forwarded --interface lan
+  braid proxy --config /etc/braid/proxy.toml --check")]
 pub struct Args {
     /// File with [[service]] tables
     #[arg(long, short, value_name = "FILE", env = "BRAID_CONFIG", conflicts_with_all = ["listen", "to", "mode", "name", "transparent"])]
@@ -60,6 +66,16 @@ enum Mode {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { config, check, print_rules, short, settings, process } = args;
     let settings = short.under(settings)?;
+    if config.is_none() {
+        ensure!(
+            settings.listen.is_some(),
+            "--listen URL is missing (or --mode, --port and --remote; or --config FILE)"
+        );
+        ensure!(
+            settings.to.is_some() || settings.transparent.is_some(),
+            "--to URL is missing (or --transparent)"
+        );
+    }
     let load = || match &config {
         Some(file) => Config::load(file, &settings, &process),
         None => Config::from_settings(settings.clone(), &process),

@@ -24,7 +24,7 @@ use crate::output;
 ///
 /// Of each connection: its token, state, addresses, whether it is MPTCP or fell back to TCP, the programs that
 /// hold it, bytes each way. Of each subflow: its addresses, their ids (ours/the peer's), the interface that has our
-/// address, primary or backup and who made it so, round-trip time, bytes each way, segments sent again, congestion
+/// address, primary or backup and who made it so, round-trip time, bytes each way, retransmitted segments, congestion
 /// window and congestion control. With --watch also the rate each way.
 ///
 /// Needs no privilege; programs of other users are seen with CAP_SYS_PTRACE only.
@@ -320,7 +320,7 @@ fn columns(row: &SubflowRow<'_>) -> [String; COLUMNS] {
         if subflow.tcp.retransmits == 0 {
             String::new()
         } else {
-            format!("again {}", subflow.tcp.retransmits)
+            format!("retrans {}", subflow.tcp.retransmits)
         },
         format!("cwnd {}", subflow.tcp.cwnd),
         subflow.congestion_control.clone(),
@@ -436,8 +436,8 @@ mod tests {
             text,
             [
                 "000000ab  ESTAB  10.0.0.2:40000 → 10.0.0.1:80  MPTCP  client (7)  sent 20 MB  received 0 B",
-                "├─ 10.0.0.2:40000 → 10.0.0.1:80     id 0/0         primary        rtt 20.1 ms  sent 1.2 MB  received 999 B           cwnd 10  cubic",
-                "└─ 192.168.0.2:40000 → 10.0.0.1:80  id 3/0  wlan0  backup (ours)  rtt 20.1 ms  sent 1.2 MB  received 999 B  again 3  cwnd 10  cubic",
+                "├─ 10.0.0.2:40000 → 10.0.0.1:80     id 0/0         primary        rtt 20.1 ms  sent 1.2 MB  received 999 B             cwnd 10  cubic",
+                "└─ 192.168.0.2:40000 → 10.0.0.1:80  id 3/0  wlan0  backup (ours)  rtt 20.1 ms  sent 1.2 MB  received 999 B  retrans 3  cwnd 10  cubic",
             ]
         );
     }

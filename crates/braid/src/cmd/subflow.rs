@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use mptcp::diag::Subflow;
 use mptcp::pm::{Address, EndpointFlags};
-use mptcp::{AddrId, Netns, Token};
+use mptcp::{AddrId, Netns};
 
-use crate::cmd::connection::{Connection, explain};
+use crate::cmd::connection::{Connection, Words, explain};
 use crate::cmd::endpoint::Request;
 use crate::cmd::{self, Place};
 
@@ -39,29 +39,19 @@ enum Command {
     /// Open a subflow: local ADDRESS id ID [port NR] [dev NAME] remote ADDRESS port NR [id ID] [backup]
     ///
     /// The local id is the connection's name for the address: a new one, unless the address has one already.
-    Create(Ends),
+    Create(Words),
     /// Close a subflow: [local [ADDRESS] [id ID] [port NR]] [remote [ADDRESS] [id ID] [port NR]]
     Destroy {
         #[command(flatten)]
-        ends: Ends,
+        ends: Words,
         /// Also the last one that the connection has
         #[arg(long)]
         force: bool,
     },
     /// Ask both sides to use a subflow only when no other works: its ends as in destroy
-    Backup(Ends),
-    /// End that: its ends as in destroy
-    Nobackup(Ends),
-}
-
-#[derive(Debug, clap::Args)]
-struct Ends {
-    /// The connection's token, as `braid show` and `braid monitor` print it
-    #[arg(long, value_name = "HEX")]
-    token: Token,
-    /// The ends of the subflow: local …, remote …
-    #[arg(value_name = "WORD", required = true)]
-    words: Vec<String>,
+    Backup(Words),
+    /// Ask both sides to use it like the others again: its ends as in destroy
+    Nobackup(Words),
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -77,7 +67,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(netns: &Netns, ends: &Ends) -> Result<()> {
+async fn create(netns: &Netns, ends: &Words) -> Result<()> {
     let (mut local, mut remote) = parse(&ends.words)?;
     let flags = local.flags | remote.flags;
     ensure!(EndpointFlags::BACKUP.contains(flags), "create: of the flags only backup has a meaning");
@@ -93,7 +83,7 @@ async fn create(netns: &Netns, ends: &Ends) -> Result<()> {
     connection.client.create_subflow(ends.token, local, remote, flags).await.map_err(explain)
 }
 
-async fn destroy(netns: &Netns, ends: &Ends, force: bool) -> Result<()> {
+async fn destroy(netns: &Netns, ends: &Words, force: bool) -> Result<()> {
     let (local, remote) = parse_existing(&ends.words)?;
     let connection = Connection::find(netns, ends.token).await?;
     let subflow = choose(&connection.now.subflows, &local, &remote)?;
@@ -104,7 +94,7 @@ async fn destroy(netns: &Netns, ends: &Ends, force: bool) -> Result<()> {
     connection.client.destroy_subflow(ends.token, local, remote).await.map_err(explain)
 }
 
-async fn prioritise(netns: &Netns, ends: &Ends, backup: bool) -> Result<()> {
+async fn prioritise(netns: &Netns, ends: &Words, backup: bool) -> Result<()> {
     let (local, remote) = parse_existing(&ends.words)?;
     let connection = Connection::find(netns, ends.token).await?;
     let (local, remote) = addresses(choose(&connection.now.subflows, &local, &remote)?);
