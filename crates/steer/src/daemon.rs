@@ -4,19 +4,20 @@
 //! the namespace is written down (`changed.rs`) and put back at the end.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use exporter::Endpoint;
 use mptcp::pm::{Address, Client, EndpointFlags, EventKind, Events, Notice};
-use mptcp::{AddrId, Netns, Token, sysctl};
+use mptcp::{Netns, sysctl};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::policy::config::{Config, Mode};
-use crate::policy::{Action, Event, Policy, Seen};
+use crate::policy::{Action, Event, Policy};
 use crate::{Error, Result};
 
 mod addresses;
@@ -42,8 +43,7 @@ pub struct Options {
     pub event_buffer: usize,
     /// Leave everything that was set as it is at the end, and the holder with it.
     pub stay: bool,
-    /// How to start the process that runs [`hold`], without its arguments; `None`: nothing holds the subscription
-    /// while no daemon runs.
+    /// How to start the process that runs [`hold`]; `None`: nothing holds the subscription while no daemon runs.
     pub holder: Option<std::process::Command>,
 }
 
@@ -57,8 +57,12 @@ pub fn directory(run: &std::path::Path, netns: &Netns) -> Result<PathBuf> {
 
 /// Between two looks while something may go wrong, or right, that no event tells of.
 const BUSY: Duration = Duration::from_millis(20);
+/// Between two looks while something is wanted that is not there; attempts are half a second apart and more.
+const LACKING: Duration = Duration::from_millis(200);
 /// Between two looks otherwise.
 const IDLE: Duration = Duration::from_secs(1);
+/// What a connection over the loopback interface may take, where a firewall may stand.
+const LOOPBACK: Duration = Duration::from_secs(1);
 /// Events that come one after the other are followed by one look.
 const GATHER: Duration = Duration::from_millis(3);
 
@@ -84,18 +88,29 @@ pub async fn run(options: Options, load: impl Fn() -> Result<Config>) -> Result<
                 notify(&[NotifyState::Ready]);
             }
             request = control.next() => match request.what() {
-                control::What::Status => request.answer(daemon.status()).await,
+                control::What::Status => request.answer(daemon.status()),
                 control::What::Reload => {
                     let result = daemon.reload(&load).await.map_err(|error| error.to_string());
-                    request.answer(result.map(|()| "reloaded".into())).await;
+                    request.answer(result.map(|()| "reloaded".into()));
                 }
             },
-            result = daemon.step() => if let Err(error) = result { break Err(error) },
+            // What has begun comes to its end, whatever else happens: the policy takes it for done.
+            due = daemon.next() => match due {
+                Ok(due) => if let Err(error) = daemon.step(due).await { break Err(error) },
+                Err(error) => break Err(error),
+            },
         }
     };
     notify(&[NotifyState::Stopping]);
     daemon.stop().await;
     result
+}
+
+/// What the daemon waits for.
+enum Due {
+    Notice(Notice),
+    Addresses,
+    Look,
 }
 
 struct Daemon {
@@ -109,6 +124,7 @@ struct Daemon {
     scout: Option<scout::Scout>,
     policy: Policy,
     changed: changed::Changed,
+    holder: holder::Holder,
     next_look: Instant,
     metrics: std::sync::Arc<Metrics>,
     endpoint: Option<Endpoint>,
@@ -122,8 +138,12 @@ impl Daemon {
         let events = Events::subscribe_with_buffer(&netns, options.event_buffer)?;
         let changes = addresses::Changes::subscribe(&netns)?;
         let changed = changed::Changed::open(&netns, &options.directory.join("changed.json"))?;
-        if let Some(command) = options.holder.take() {
-            holder::ensure(&options.directory, &netns, command)?;
+        let mut holder = holder::Holder::of(&options.directory)?;
+        if let Some(command) = options.holder.take()
+            && let Err(error) = holder.ensure(&netns, command)
+        {
+            holder.end();
+            return Err(error);
         }
         let mut daemon = Daemon {
             began: Instant::now(),
@@ -134,6 +154,7 @@ impl Daemon {
             scout: None,
             policy: Policy::new(config.clone()),
             changed,
+            holder,
             next_look: Instant::now(),
             metrics: std::sync::Arc::default(),
             endpoint: None,
@@ -188,12 +209,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits for what comes next, and does what it asks for. Cancel safe but for the requests to the kernel, which do
-    /// not wait.
-    async fn step(&mut self) -> Result<()> {
+    /// Waits for what comes next. Cancel safe.
+    async fn next(&mut self) -> Result<Due> {
         tokio::select! {
-            notice = self.events.next() => {
-                match notice? {
+            notice = self.events.next() => Ok(Due::Notice(notice?)),
+            changed = self.changes.next() => changed.map(|()| Due::Addresses),
+            () = sleep_until(self.next_look) => Ok(Due::Look),
+        }
+    }
+
+    /// Does what `due` asks for.
+    async fn step(&mut self, due: Due) -> Result<()> {
+        match due {
+            Due::Notice(notice) => {
+                match notice {
                     Notice::Event(event) => {
                         self.metrics.events.inc();
                         let answer = self.scout.as_ref().and_then(|scout| scout.answer(&event));
@@ -209,12 +238,11 @@ impl Daemon {
                 }
                 self.next_look = self.next_look.min(Instant::now() + GATHER);
             }
-            changed = self.changes.next() => {
-                changed?;
+            Due::Addresses => {
                 self.addresses().await?;
                 self.next_look = Instant::now();
             }
-            () = sleep_until(self.next_look) => self.look().await?,
+            Due::Look => self.look().await?,
         }
         Ok(())
     }
@@ -236,15 +264,18 @@ impl Daemon {
         }
         let began = Instant::now();
         let with_owners = !self.policy.config().rule.is_empty();
-        let mut seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
-        seen.retain(|seen| !self.scout.as_ref().is_some_and(|scout| scout.is(seen.token)));
+        let seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
         self.metrics.saw(&seen);
         let now = self.began.elapsed();
-        for action in self.policy.on_event(now, Event::Connections(seen.clone())) {
-            self.act(action, &seen).await;
+        for action in self.policy.on_event(now, Event::Connections(seen)) {
+            self.act(action).await;
         }
         // Where there are many connections, most of the time is left to others.
-        let pause = if self.policy.is_busy() { BUSY.max(4 * began.elapsed()) } else { IDLE };
+        let pause = match (self.policy.is_busy(), self.policy.lacks()) {
+            (true, _) => BUSY.max(4 * began.elapsed()),
+            (false, true) => LACKING,
+            (false, false) => IDLE,
+        };
         self.next_look = Instant::now() + pause;
         Ok(())
     }
@@ -255,16 +286,16 @@ impl Daemon {
     }
 
     /// Does what the policy says. What the kernel refuses is told to the policy, which asks again when it is time.
-    async fn act(&mut self, action: Action, seen: &[Seen]) {
+    async fn act(&mut self, action: Action) {
         self.metrics.acts(&action);
         tracing::debug!(?action, "does");
-        let Err(error) = self.request(&action, seen).await else { return };
+        let Err(error) = self.request(&action).await else { return };
         self.metrics.refused.inc();
         tracing::debug!(%error, "refused");
         self.tell(Event::Refused(action));
     }
 
-    async fn request(&mut self, action: &Action, seen: &[Seen]) -> mptcp::Result<()> {
+    async fn request(&mut self, action: &Action) -> mptcp::Result<()> {
         let end = |addr| Address::new(addr, None);
         match *action {
             Action::Create { token, local, id, ifindex, remote, backup } => {
@@ -282,36 +313,24 @@ impl Daemon {
                 self.client.announce(token, Address { ip, id: Some(id), port: 0, ifindex: 0 }).await
             }
             Action::Ask { local, ifindex, remote } => self.ask(local, ifindex, remote).await,
-            Action::Withdraw { token, id } => {
-                let withdrawn = self.client.remove(token, id).await;
-                if withdrawn.is_err() {
-                    // An address that the kernel has no note of, as after a restart: its subflows are closed one by one.
-                    self.destroy(token, id, seen).await;
-                }
-                Ok(())
-            }
+            // Of an address that only the peer has used the kernel knows no id.
+            Action::Withdraw { token, id } => self.client.remove(token, id).await,
         }
     }
 
     async fn ask(&mut self, local: IpAddr, ifindex: u32, remote: SocketAddr) -> mptcp::Result<()> {
         let mut scout = match self.scout.take() {
             Some(scout) => scout,
-            None => scout::Scout::new(&self.options.netns).await?,
+            None => {
+                let scout = timeout(LOOPBACK, scout::Scout::new(&self.options.netns)).await;
+                let too_late = |_| mptcp::Error::io("connect to ourselves", io::ErrorKind::TimedOut);
+                scout.map_err(too_late)??
+            }
         };
         let asked = scout.ask(&self.options.netns, &self.client, local, ifindex, remote).await;
         // One that no longer works is made anew the next time.
         self.scout = asked.is_ok().then_some(scout);
         asked
-    }
-
-    async fn destroy(&self, token: Token, id: AddrId, seen: &[Seen]) {
-        let subflows = seen.iter().filter(|seen| seen.token == token).flat_map(|seen| &seen.subflows);
-        for subflow in subflows.filter(|subflow| subflow.local_id == id) {
-            let (local, remote) = (Address::new(subflow.local, None), Address::new(subflow.remote, None));
-            if let Err(error) = self.client.destroy_subflow(token, local, remote).await {
-                tracing::debug!(%error, "refused");
-            }
-        }
     }
 
     async fn reload(&mut self, load: impl Fn() -> Result<Config>) -> Result<()> {
@@ -353,7 +372,7 @@ impl Daemon {
         if self.options.stay {
             return;
         }
-        holder::end(&self.options.directory);
+        self.holder.end();
         self.changed.restore(&self.client).await;
     }
 }

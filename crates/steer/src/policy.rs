@@ -167,7 +167,7 @@ pub enum Action {
         /// The peer's end.
         remote: SocketAddr,
     },
-    /// Tell the peer that an address is gone, which closes the subflows from it on both sides.
+    /// Tell the peer that an address is gone: it closes the subflows to it, as far as it can.
     Withdraw {
         /// On this connection.
         token: Token,
@@ -290,6 +290,11 @@ impl Policy {
     /// is due soon.
     pub fn is_busy(&self) -> bool {
         self.connections.values().any(Connection::is_busy)
+    }
+
+    /// Is anything wanted that is not there? Then it is due less soon: it may be so for long.
+    pub fn lacks(&self) -> bool {
+        self.connections.values().any(Connection::lacks)
     }
 
     /// The connections that are known.

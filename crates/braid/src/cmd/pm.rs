@@ -67,10 +67,7 @@ enum Request {
     Reload,
     /// Stay subscribed to events; started by the path manager itself
     #[command(hide = true)]
-    Hold {
-        /// The path manager's directory
-        directory: PathBuf,
-    },
+    Hold,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -86,7 +83,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let directory = daemon::directory(&args.run, &netns)?;
     match &args.request {
-        Some(Request::Hold { directory }) => cmd::block_on(async { Ok(daemon::hold(directory).await?) })?,
+        Some(Request::Hold) => cmd::block_on(async { Ok(daemon::hold().await?) })?,
         Some(Request::Status { json }) => status(&directory, *json)?,
         Some(Request::Reload) => drop(ask(&directory, "reload")?),
         None => {

@@ -212,45 +212,70 @@ fn the_subscription_is_held_while_no_daemon_runs() {
     let (client, server) = pair(2);
     let server = Host::new(server);
     client.ok("ip mptcp limits set subflows 2");
-    let subscribed = || {
-        let sockets = server.net.ok("cat /proc/net/netlink");
-        // Columns: sk, Eth (16 is generic netlink), Pid, Groups, …
-        let of = |line: &str| line.split_whitespace().skip(1).take(3).map(str::to_string).collect::<Vec<_>>();
-        sockets.lines().map(of).any(|f| f[0] == "16" && !f[2].trim_start_matches('0').is_empty())
-    };
-    assert!(!subscribed());
+    assert_eq!(subscribers(&server.net), 0);
     let mut daemon = server.pm("");
     let _echo = server.net.echo_server("0.0.0.0:80");
     let _program = talk(&client, "10.0.0.2:80");
-    poll("the holder", || if held(&server) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+    wait_for_subscribers(&server.net, 2);
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    assert!(subscribed());
+    assert_eq!(subscribers(&server.net), 1);
     client.ok("ip mptcp endpoint add 10.0.1.1 dev eth1 subflow");
     server.wait_for_subflows(2);
     // The next one's end ends the holder too.
     let mut daemon = server.pm("");
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
-    poll(
-        "the holder's end",
-        || if subscribed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) },
-    );
+    wait_for_subscribers(&server.net, 0);
     let mut daemon = server.pm("--no-holder");
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    assert!(!subscribed());
+    assert_eq!(subscribers(&server.net), 0);
 }
 
-/// Has the holder written down who it is, and does it still run?
-fn held(host: &Host) -> bool {
-    let directories = std::fs::read_dir(host.run.path()).unwrap().flatten();
-    let pid =
-        directories.filter_map(|entry| std::fs::read_to_string(entry.path().join("holder")).ok()).next();
-    let pid = pid.filter(|pid| !pid.is_empty());
-    pid.is_some_and(|pid| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-    })
+/// How many sockets are subscribed to events of generic netlink.
+fn subscribers(net: &Net) -> usize {
+    let sockets = net.ok("cat /proc/net/netlink");
+    // Columns: sk, Eth (16 is generic netlink), Pid, Groups, …
+    let of = |line: &str| line.split_whitespace().skip(1).take(3).map(str::to_string).collect::<Vec<_>>();
+    let is_subscribed = |f: &Vec<String>| f[0] == "16" && !f[2].trim_start_matches('0').is_empty();
+    sockets.lines().map(of).filter(is_subscribed).count()
+}
+
+fn wait_for_subscribers(net: &Net, count: usize) {
+    poll(&format!("{count} subscribers"), || match subscribers(net) == count {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+}
+
+#[test]
+fn one_that_ends_or_cannot_begin_leaves_nothing_behind() {
+    let host = Host::new(Net::new());
+    let file = host.file("metrics = \"127.0.0.1:9464\"\n");
+    let line = format!("braid pm --run {} --config {file}", host.run.path().display());
+    let busy = host.net.0.run(|| std::net::TcpListener::bind("127.0.0.1:9464")).unwrap().unwrap();
+    refused(&line, &host.net.output(&line), "serve metrics on 127.0.0.1:9464: Address already in use");
+    let nothing_left = || {
+        wait_for_subscribers(&host.net, 0);
+        let left = std::fs::read_dir(host.run.path()).unwrap().flatten().map(|entry| entry.file_name());
+        assert_eq!((left.collect::<Vec<_>>(), host.path_manager().as_str()), (vec!["pm.toml".into()], "0"));
+    };
+    nothing_left();
+    drop(busy);
+    let mut daemon = host.pm(&format!("--config {file}"));
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    nothing_left();
+}
+
+#[test]
+fn without_the_capability_nothing_is_made() {
+    let host = Host::new(Net::new());
+    let line = format!("setpriv --bounding-set -net_admin {BRAID} pm --run {}", host.run.path().display());
+    refused(&line, &host.net.output(&line), "needs CAP_NET_ADMIN");
+    assert_eq!(std::fs::read_dir(host.run.path()).unwrap().count(), 0);
+    assert_eq!(host.path_manager(), "0");
 }
 
 #[test]
@@ -387,22 +412,60 @@ fn metrics_tell_what_it_did() {
     let (client, server) = pair(2);
     let client = Host::new(client);
     server.ok("ip mptcp limits set subflows 8");
-    let file = client.file("metrics = \"127.0.0.1:9464\"\n");
+    let text = "metrics = \"127.0.0.1:9464\"\n";
+    let file = client.file(text);
     let _daemon = client.pm(&format!("--config {file}"));
+    let monitor = client.net.start("braid monitor -v");
+    monitor.wait_for_note("subscribed");
     let _echo = server.echo_server("0.0.0.0:80");
-    let _program = talk(&client.net, "10.0.0.2:80");
-    // Each address with each: the IPv6 ones are of another family.
-    client.wait_for_subflows(2);
-    poll("the counters", || {
+    let program = talk(&client.net, "10.0.0.2:80");
+    let number = |name: &str| {
         let metrics = client.net.ok("curl -s http://127.0.0.1:9464/metrics");
-        let has = |line: &str| metrics.lines().any(|l| l == line);
-        match has("braid_pm_connections 1")
-            && has("braid_pm_subflows{use=\"active\"} 2")
-            // The kernel may refuse a first one that comes too early.
-            && metrics.contains("braid_pm_actions_total{action=\"create\"} ")
-        {
+        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u32>().ok();
+        metrics.lines().find_map(of)
+    };
+    let action = |kind: &str| number(&format!("braid_pm_actions_total{{action=\"{kind}\"}}"));
+    let gauges = || {
+        ["connections", "subflows{use=\"active\"}", "subflows{use=\"backup\"}"]
+            .map(|name| number(&format!("braid_pm_{name}")))
+    };
+    let until = |wanted: [u32; 3]| {
+        poll(&format!("{wanted:?}"), || match gauges() == wanted.map(Some) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        });
+    };
+    // Each address with each: the IPv6 ones are of another family.
+    until([1, 2, 0]);
+    // The kernel refuses a first one that comes too early.
+    assert_eq!(action("create"), number("braid_pm_refused_total").map(|refused| refused + 1));
+    assert_eq!([action("withdraw"), action("set_backup")], [None, None]);
+
+    client.file(&format!("{text}[[interface]]\nname = \"eth1\"\nmetered = true\n"));
+    client.ask("reload");
+    until([1, 1, 1]);
+    assert_eq!(action("set_backup"), Some(1));
+    client.file("nonsense");
+    client.net.output(&format!("braid pm --run {} reload", client.run.path().display()));
+    let reloads =
+        ["ok", "failed"].map(|result| number(&format!("braid_pm_reloads_total{{result=\"{result}\"}}")));
+    assert_eq!(reloads, [Some(1), Some(1)]);
+
+    client.net.ok("ip address del 10.0.1.1/24 dev eth1");
+    until([1, 1, 0]);
+    assert_eq!(action("withdraw"), Some(1));
+    drop(program);
+    until([0, 0, 0]);
+    assert_eq!(number("braid_pm_overruns_total"), Some(0));
+    assert!(number("braid_pm_looks_total") > Some(5));
+    // As many events as somebody else has read.
+    let mut events = 0;
+    poll("as many events", || {
+        events += monitor.unread().len() as u32;
+        match number("braid_pm_events_total") == Some(events) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     });
+    assert!(events >= 5, "{events}");
 }

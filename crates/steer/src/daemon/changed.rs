@@ -114,7 +114,10 @@ impl Changed {
         let bytes = serde_json::to_vec(&self.old).map_err(|e| mptcp::Error::io(what(), e))?;
         // Whoever reads it sees the old or the new one.
         let part = self.file.with_extension("part");
-        std::fs::write(&part, bytes).map_err(|e| mptcp::Error::io(what(), e))?;
-        Ok(std::fs::rename(&part, &self.file).map_err(|e| mptcp::Error::io(what(), e))?)
+        let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, &self.file));
+        Ok(written.map_err(|e| {
+            let _ = std::fs::remove_file(&part);
+            mptcp::Error::io(what(), e)
+        })?)
     }
 }

@@ -1,5 +1,6 @@
 //! The control socket: one line asks, one line answers. Root and the daemon's own user may ask.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ pub(super) enum What {
 /// The socket, removed when dropped.
 pub(super) struct Socket {
     path: PathBuf,
+    /// The directory, locked: two daemons would undo what the other does.
+    _directory: File,
     requests: mpsc::Receiver<Request>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -39,15 +42,19 @@ impl Socket {
         let failed = |e: io::Error| mptcp::Error::io(format!("listen on {}", path.display()), e);
         std::fs::create_dir_all(directory)
             .map_err(|e| mptcp::Error::io(format!("make {}", directory.display()), e))?;
-        if UnixStream::connect(&path).await.is_ok() {
-            return Err(failed(io::Error::other("a path manager runs in this namespace already")).into());
-        }
+        let locked = File::open(directory).map_err(failed)?;
+        locked.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                failed(io::Error::other("a path manager runs in this namespace already"))
+            }
+            TryLockError::Error(error) => failed(error),
+        })?;
         // Left by one that was killed.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(failed)?;
         let (sender, requests) = mpsc::channel(8);
         let task = tokio::spawn(serve(listener, sender));
-        Ok(Socket { path, requests, task })
+        Ok(Socket { path, _directory: locked, requests, task })
     }
 
     pub(super) async fn next(&mut self) -> Request {
@@ -62,6 +69,8 @@ impl Drop for Socket {
     fn drop(&mut self) {
         self.task.abort();
         let _ = std::fs::remove_file(&self.path);
+        // What the next daemon has to know keeps it.
+        let _ = self.path.parent().map(std::fs::remove_dir);
     }
 }
 
@@ -70,8 +79,9 @@ impl Request {
         self.what
     }
 
-    pub(super) async fn answer(mut self, answer: Answer) {
-        reply(&mut self.stream, answer).await;
+    /// Nobody waits for a client that does not read.
+    pub(super) fn answer(mut self, answer: Answer) {
+        tokio::spawn(async move { reply(&mut self.stream, answer).await });
     }
 }
 
@@ -137,4 +147,60 @@ pub async fn ask(directory: &Path, request: &str) -> Result<Answer> {
         Some((_, text)) => Err(text.into()),
         None => Err("the path manager ended before it answered".into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn in_use(directory: &Path, error: crate::Error) {
+        let control = directory.join("control");
+        let line = format!("listen on {}: a path manager runs in this namespace already", control.display());
+        assert_eq!(error.to_string(), line);
+    }
+
+    #[tokio::test]
+    async fn there_is_one_daemon_for_a_directory_whatever_becomes_of_its_socket() {
+        let run = tempfile::tempdir().unwrap();
+        let directory = run.path().join("a/pm-1");
+        let first = Socket::bind(&directory).await.unwrap();
+        in_use(&directory, Socket::bind(&directory).await.err().unwrap());
+        std::fs::remove_file(directory.join("control")).unwrap();
+        in_use(&directory, Socket::bind(&directory).await.err().unwrap());
+        drop(first);
+        assert!(!directory.exists());
+        // One that was killed leaves its socket.
+        std::fs::create_dir(&directory).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(directory.join("control")).unwrap());
+        assert!(directory.join("control").exists());
+        Socket::bind(&directory).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_holds_nobody_up() {
+        let run = tempfile::tempdir().unwrap();
+        let mut socket = Socket::bind(run.path()).await.unwrap();
+        let mut silent = UnixStream::connect(run.path().join("control")).await.unwrap();
+        silent.write_all(b"status\n").await.unwrap();
+        // More than a socket holds.
+        let long = "x".repeat(8 << 20);
+        let asks = ask(run.path(), "reload");
+        let answers = async {
+            for _ in 0..2 {
+                let request = socket.next().await;
+                let answer = match request.what() {
+                    What::Status => long.clone(),
+                    What::Reload => "reloaded".into(),
+                };
+                request.answer(Ok(answer));
+            }
+        };
+        let both = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(asks, answers) }).await;
+        assert_eq!(both.expect("an answer").0.unwrap(), Ok("reloaded".into()));
+        let mut all = String::new();
+        silent.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, format!("ok {long}\n"));
+    }
 }

@@ -21,10 +21,12 @@ pub async fn align(
         changed.limits(client, limits).await?;
     }
     let wanted = wanted(config, addresses);
-    let there = client.endpoints().await?;
-    for endpoint in &there {
-        if changed.made(endpoint.ip) && !wanted.iter().any(|wanted| is(endpoint, wanted)) {
-            changed.delete(client, endpoint).await?;
+    let mut there = Vec::new();
+    for endpoint in client.endpoints().await? {
+        if changed.made(endpoint.ip) && !wanted.iter().any(|wanted| is(&endpoint, wanted)) {
+            changed.delete(client, &endpoint).await?;
+        } else {
+            there.push(endpoint);
         }
     }
     for endpoint in &wanted {
@@ -32,8 +34,8 @@ pub async fn align(
         let taken =
             |there: &&Endpoint| there.ip == endpoint.ip && !there.flags.contains(EndpointFlags::IMPLICIT);
         match there.iter().find(taken) {
-            Some(there) if !changed.made(there.ip) || is(there, endpoint) => {}
-            _ => changed.add(client, endpoint).await?,
+            Some(_) => {}
+            None => changed.add(client, endpoint).await?,
         }
     }
     Ok(())
@@ -55,4 +57,113 @@ fn wanted(config: &Config, addresses: &[Local]) -> Vec<Endpoint> {
 
 fn is(there: &Endpoint, wanted: &Endpoint) -> bool {
     (there.ip, there.flags, there.ifindex) == (wanted.ip, wanted.flags, wanted.ifindex)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use mptcp::Netns;
+
+    use super::*;
+
+    struct Host {
+        netns: Netns,
+        client: Client,
+        changed: Changed,
+        notes: tempfile::TempDir,
+    }
+
+    impl Host {
+        async fn new() -> Self {
+            let netns = Netns::anonymous().unwrap();
+            let notes = tempfile::tempdir().unwrap();
+            let changed = Changed::open(&netns, &notes.path().join("changed.json")).unwrap();
+            Host { client: Client::connect(&netns).await.unwrap(), netns, changed, notes }
+        }
+
+        /// By a daemon that has only the notes of this one.
+        async fn restored(self) -> Self {
+            let file = self.notes.path().join("changed.json");
+            drop(self.changed);
+            Changed::open(&self.netns, &file).unwrap().restore(&self.client).await;
+            let changed = Changed::open(&self.netns, &file).unwrap();
+            Host { changed, ..self }
+        }
+
+        async fn align(&mut self, toml: &str, addresses: &[Local]) -> Vec<String> {
+            let config = Config::from_toml(toml, "pm.toml").unwrap();
+            align(&self.client, &mut self.changed, &config, addresses).await.unwrap();
+            self.endpoints().await
+        }
+
+        async fn endpoints(&self) -> Vec<String> {
+            let flags =
+                |e: &Endpoint| e.flags.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(" ");
+            let endpoints = self.client.endpoints().await.unwrap();
+            let mut endpoints: Vec<_> =
+                endpoints.iter().map(|e| format!("{} dev {} {}", e.ip, e.ifindex, flags(e))).collect();
+            endpoints.sort();
+            endpoints
+        }
+
+        async fn somebody_adds(&self, ip: &str, flags: EndpointFlags) {
+            self.client.add_endpoint(&Endpoint::new(ip.parse().unwrap(), flags)).await.unwrap();
+        }
+    }
+
+    /// Its interface is `lo`, the only one there is, whatever the name.
+    fn local(ip: &str, interface: &str) -> Local {
+        Local { ip: ip.parse::<IpAddr>().unwrap(), prefix: 24, ifindex: 1, interface: interface.into() }
+    }
+
+    #[tokio::test]
+    async fn endpoints_are_what_the_file_says_also_when_it_says_something_else() {
+        let mut host = Host::new().await;
+        let addresses = [local("10.0.0.1", "eth0"), local("fd00::1", "wwan0"), local("10.0.9.1", "docker0")];
+        let interfaces = "[[interface]]\nname = \"docker*\"\nuse = false\n\
+                          [[interface]]\nname = \"wwan0\"\nmetered = true\n";
+        for (toml, wanted) in [
+            ("", ["10.0.0.1 dev 1 SUBFLOW FULLMESH", "fd00::1 dev 1 SUBFLOW BACKUP FULLMESH"]),
+            ("[default]\npolicy = \"single\"\n", ["10.0.0.1 dev 1 SUBFLOW", "fd00::1 dev 1 SUBFLOW BACKUP"]),
+            (
+                "[default]\npolicy = \"aggregate\"\nannounce = true\n",
+                ["10.0.0.1 dev 1 SIGNAL SUBFLOW", "fd00::1 dev 1 SIGNAL SUBFLOW BACKUP"],
+            ),
+        ] {
+            assert_eq!(host.align(&format!("{toml}{interfaces}"), &addresses).await, wanted);
+        }
+        assert_eq!(host.align(interfaces, &addresses[2..]).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_made_stays_also_at_an_address_of_ours() {
+        let mut host = Host::new().await;
+        host.somebody_adds("10.0.0.1", EndpointFlags::SIGNAL).await;
+        host.somebody_adds("192.0.2.1", EndpointFlags::SUBFLOW).await;
+        let addresses = [local("10.0.0.1", "eth0"), local("10.0.1.1", "eth1")];
+        let theirs = host.endpoints().await;
+        assert_eq!(theirs, ["10.0.0.1 dev 0 SIGNAL", "192.0.2.1 dev 0 SUBFLOW"]);
+        let all = [&theirs[0], "10.0.1.1 dev 1 SUBFLOW FULLMESH", &theirs[1]];
+        for (addresses, wanted) in [(&addresses[..], &all[..]), (&[], &[all[0], all[2]]), (&addresses, &all)]
+        {
+            assert_eq!(host.align("", addresses).await, wanted);
+        }
+        host = host.restored().await;
+        assert_eq!(host.endpoints().await, theirs);
+    }
+
+    #[tokio::test]
+    async fn limits_are_those_of_the_file_and_in_the_end_what_they_were() {
+        let mut host = Host::new().await;
+        let before = Limits { add_addr_accepted: 1, subflows: 3 };
+        host.client.set_limits(before).await.unwrap();
+        for most in [4, 7] {
+            host.align(&format!("[default]\nmax_subflows = {most}\n"), &[]).await;
+            let limits = Limits { add_addr_accepted: most, subflows: most };
+            assert_eq!(host.client.limits().await.unwrap(), limits);
+        }
+        host = host.restored().await;
+        assert_eq!(host.client.limits().await.unwrap(), before);
+    }
 }

@@ -17,8 +17,6 @@ use mptcp::Result;
 /// A connection from this namespace to itself, whose further subflows are the questions.
 pub(super) struct Scout {
     token: Token,
-    /// Of both ends.
-    tokens: [Token; 2],
     /// Local addresses that were asked from; their places are their ids.
     from: Vec<IpAddr>,
     _ends: [TcpStream; 2],
@@ -41,17 +39,12 @@ impl Scout {
         theirs.read_exact(&mut [0]).await.map_err(failed)?;
         theirs.write_all(b"x").await.map_err(failed)?;
         ours.read_exact(&mut [0]).await.map_err(failed)?;
-        let token = |end: &TcpStream| match info::of(&end.as_fd())? {
-            info::Status::Mptcp(info::Info { token: Some(token), .. }) => Ok(token),
+        match info::of(&ours.as_fd())? {
+            info::Status::Mptcp(info::Info { token: Some(token), .. }) => {
+                Ok(Scout { token, from: Vec::new(), _ends: [ours, theirs] })
+            }
             _ => Err(failed(io::Error::other("it fell back to TCP"))),
-        };
-        let tokens = [token(&ours)?, token(&theirs)?];
-        Ok(Scout { token: tokens[0], tokens, from: Vec::new(), _ends: [ours, theirs] })
-    }
-
-    /// The connection is nobody's business.
-    pub(super) fn is(&self, token: Token) -> bool {
-        self.tokens.contains(&token)
+        }
     }
 
     /// Asks; [`Scout::answer`] knows the answer when it comes. The question before, between the same two, ends.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
@@ -63,8 +63,10 @@ pub struct Rule {
     /// Which subflows it has.
     pub policy: Kind,
     /// With `ndiffports`: how many subflows, 1 to 8.
+    #[serde(deserialize_with = "one_to_eight")]
     pub ports: u8,
     /// Most subflows at a time, those that are being opened included, 1 to 8.
+    #[serde(deserialize_with = "one_to_eight")]
     pub max_subflows: u8,
     /// With `primary-backup`: interfaces in the order in which they are to be primary (`*` at the end stands for
     /// anything). What is not named comes last.
@@ -164,14 +166,6 @@ impl Config {
         if config.default.r#match != Match::default() {
             return Err(refuse("default.match: the default is for what no rule matches".into()));
         }
-        let rules = config.rule.iter().enumerate().map(|(at, rule)| (format!("rule[{at}]"), rule));
-        for (key, rule) in rules.chain([("default".into(), &config.default)]) {
-            for (name, value) in [("ports", rule.ports), ("max_subflows", rule.max_subflows)] {
-                if !(1..=8).contains(&value) {
-                    return Err(refuse(format!("{key}.{name}: {value} is not 1 to 8")));
-                }
-            }
-        }
         Ok(config)
     }
 
@@ -229,4 +223,10 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 fn yes() -> bool {
     true
+}
+
+fn one_to_eight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u8, D::Error> {
+    let number = i64::deserialize(from)?;
+    let fits = u8::try_from(number).ok().filter(|number| (1..=8).contains(number));
+    fits.ok_or_else(|| serde::de::Error::custom(format!("{number} is not 1 to 8")))
 }

@@ -162,7 +162,11 @@ impl Connection {
                 || s.state == State::Opening
                 || self.health_of(s).is_some_and(|health| health.hears)
         };
-        self.lacks || !self.asked.is_empty() || self.seen.subflows.iter().any(moves)
+        !self.asked.is_empty() || self.seen.subflows.iter().any(moves)
+    }
+
+    pub(super) fn lacks(&self) -> bool {
+        self.lacks
     }
 
     /// The subflows that work: open, not stuck, and from an address that is still there.
@@ -243,16 +247,15 @@ impl Connection {
                 let of_id = |s: &&Subflow| s.local_id == subflow.local_id;
                 if sound.iter().any(|s| !of_id(&s)) {
                     tracing::info!(%token, %local, %remote, lost, dead, "subflow given up");
-                    // Everything from the address goes with it, here and there.
+                    // Everything from the address goes with it, here and there: the kernel tells the peer, and closes
+                    // nothing here by itself. The peer does, but it may not be heard any more.
                     actions.push(Action::Withdraw { token, id: subflow.local_id });
                     for s in self.seen.subflows.iter_mut().filter(|s| of_id(&&**s)) {
-                        s.state = State::Closing;
-                        self.paths.entry(path_of(s)).or_default().went(now, dead);
-                        // The kernel tells the peer, but keeps the connection's first address
-                        // (mptcp_userspace_pm_remove_id_zero_address()).
-                        if subflow.local_id == AddrId(0) {
+                        if s.state != State::Closing {
                             actions.push(Action::Destroy { token, local: s.local, remote: s.remote });
                         }
+                        s.state = State::Closing;
+                        self.paths.entry(path_of(s)).or_default().went(now, dead);
                     }
                 } else if dead && sound.iter().any(|s| others(&s)) {
                     self.seen.subflows[index].state = State::Closing;

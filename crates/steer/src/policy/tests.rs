@@ -174,8 +174,12 @@ impl Host {
             Action::Destroy { local, remote, .. } => {
                 self.subflows.retain(|s| (s.local, s.remote) != (local, remote));
             }
-            // As the kernel: the connection's first address stays.
-            Action::Withdraw { id, .. } => self.subflows.retain(|s| s.local_id != id || id == AddrId(0)),
+            // As the kernel: the peer is told, and what it closes ends here where it can be heard.
+            Action::Withdraw { id, .. } => {
+                let (dead, addresses) = (&self.dead, &self.addresses);
+                let alive = |n| !dead.contains(&n) && addresses.contains(&n);
+                self.subflows.retain(|s| s.local_id != id || !alive(network(s.local.ip())));
+            }
             Action::SetBackup { local, remote, backup, .. } => {
                 let subflow = self.subflows.iter_mut().find(|s| (s.local, s.remote) == (local, remote));
                 if let Some(subflow) = subflow {
@@ -576,6 +580,11 @@ fn a_refused_attempt_is_repeated_ever_more_rarely_until_the_address_comes_anew()
     host.happens(Happening::Gains(2));
     host.pass(Duration::from_secs(3600));
     assert!((20..=160).contains(&host.actions.len()), "{}", host.actions.len());
+    // Nothing moves either: it is for the next attempt alone that somebody has to look.
+    host.subflows.iter_mut().for_each(|s| s.in_flight = 0);
+    host.look();
+    host.look();
+    assert!(!host.policy.is_busy() && host.policy.lacks());
     host.refuses = false;
     host.addresses = vec![1];
     host.tell_addresses();
@@ -663,7 +672,8 @@ fn a_wrong_file_is_refused_with_line_and_key() {
     for (text, message) in [
         ("x = 1", "pm.toml:1: x: unknown field `x`"),
         ("[default]\npolicy = \"mesh\"", "pm.toml:2: default.policy: unknown variant `mesh`"),
-        ("[[rule]]\n[[rule]]\nports = 9", "pm.toml: rule[1].ports: 9 is not 1 to 8"),
+        ("[[rule]]\n[[rule]]\nports = 9", "pm.toml:3: rule[1].ports: 9 is not 1 to 8"),
+        ("[default]\nmax_subflows = 0", "pm.toml:2: default.max_subflows: 0 is not 1 to 8"),
         ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is not a time"),
         ("[default]\nmatch = { port = 1 }", "pm.toml: default.match: "),
     ] {
