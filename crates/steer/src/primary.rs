@@ -16,7 +16,7 @@ mod switch;
 mod via;
 
 pub use drain::BOUND;
-pub use switch::{Outcome, Report, Switch, switch};
+pub use switch::{Outcome, Report, Switch, switch, switch_until};
 pub use via::Via;
 
 /// What the subflows of a connection should become.
@@ -105,6 +105,9 @@ pub enum Reason {
         /// For how long.
         waited_ms: u128,
     },
+    /// There was no time.
+    #[error("interrupted before anything was set")]
+    Interrupted,
     /// The kernel refused for a reason of its own.
     #[error("{0}")]
     Refused(String),

@@ -9,7 +9,7 @@ use mptcp::diag::{self, Connection, SubflowFlags};
 use mptcp::pm::{Address, Client, Endpoint, EndpointFlags, Events};
 use mptcp::socket::{self, Options};
 use mptcp::{AddrId, Netns};
-use steer::primary::{BOUND, Outcome, Reason, Report, Switch, Via, Wanted, switch};
+use steer::primary::{BOUND, Outcome, Reason, Report, Switch, Via, Wanted, switch, switch_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -99,6 +99,21 @@ impl Net {
 
     async fn connections(&self) -> Vec<Connection> {
         diag::connections(self.server()).await.unwrap()
+    }
+
+    /// The client opens a third subflow, until it is backup at the server.
+    async fn join_third(&self) {
+        let pm = Client::connect(self.client()).await.unwrap();
+        let third = Endpoint::new("10.0.1.3".parse().unwrap(), EndpointFlags::SUBFLOW);
+        let mut ip = Command::new("ip");
+        self.client().enter_on_exec(ip.args(["address", "add", "10.0.1.3/24", "dev", "eth0"]));
+        assert!(ip.status().unwrap().success());
+        pm.add_endpoint(&third).await.unwrap();
+        self.until("a third subflow that is backup", |c| {
+            let third = c[0].subflows.iter().find(|s| s.remote.ip().to_string() == "10.0.1.3");
+            third.is_some_and(|s| s.flags.contains(SubflowFlags::BACKUP_LOCAL))
+        })
+        .await;
     }
 
     async fn switch(&self, via: &str, wait: Duration) -> Vec<Report> {
@@ -298,24 +313,81 @@ async fn a_subflow_that_joins_during_a_switch_becomes_backup() {
     let transfer = Transfer::begin(server, client);
     // Nothing gets through on the second path, so that the switch stays under way.
     net.lab.link("second").set_blackhole(true).unwrap();
+    tokio::select! {
+        reports = net.switch(SECOND, DEADLINE) => panic!("{reports:?}"),
+        () = net.join_third() => {}
+    }
+    net.lab.link("second").set_blackhole(false).unwrap();
+    transfer.end().await;
+}
+
+/// No data move, so that no command is repeated: the one that joins gets its flag by itself.
+#[tokio::test]
+async fn a_subflow_that_joins_while_no_data_move_becomes_backup_too() {
+    let net = Net::new().await;
+    let (client, mut server) = net.joined().await;
+    // Nobody reads, until the peer may send no more and the rest waits.
+    let full = async {
+        loop {
+            server.write_all(&[0; 16_384]).await.unwrap();
+        }
+    };
+    let stuck = async {
+        let bytes = |c: &[Connection]| (c[0].info.bytes_sent, c[0].info.write_seq);
+        let mut before = bytes(&net.connections().await);
+        let mut since = Instant::now();
+        while since.elapsed() < Duration::from_secs(1) {
+            let now = bytes(&net.connections().await);
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = full => {}
+        () = stuck => {}
+    }
     let joins = async {
-        let pm = Client::connect(net.client()).await.unwrap();
-        let lo = Endpoint::new("10.0.1.3".parse().unwrap(), EndpointFlags::SUBFLOW);
-        let mut ip = Command::new("ip");
-        net.client().enter_on_exec(ip.args(["address", "add", "10.0.1.3/24", "dev", "eth0"]));
-        assert!(ip.status().unwrap().success());
-        pm.add_endpoint(&lo).await.unwrap();
-        net.until("a third subflow that is backup", |c| {
-            let third = c[0].subflows.iter().find(|s| s.remote.ip().to_string() == "10.0.1.3");
-            third.is_some_and(|s| s.flags.contains(SubflowFlags::BACKUP_LOCAL))
-        })
-        .await;
+        net.until("a switch", |c| c[0].subflows.iter().any(|s| s.flags.contains(SubflowFlags::BACKUP_LOCAL)))
+            .await;
+        net.join_third().await;
     };
     tokio::select! {
         reports = net.switch(SECOND, DEADLINE) => panic!("{reports:?}"),
         () = joins => {}
     }
-    net.lab.link("second").set_blackhole(false).unwrap();
+    drop(client);
+}
+
+#[tokio::test]
+async fn an_interrupt_puts_back_what_has_carried_nothing_and_leaves_what_has() {
+    let net = Net::new().await;
+    let (client, server) = net.joined().await;
+    net.switch(FIRST, LONG).await;
+    let transfer = Transfer::begin(server, client);
+    net.until("data", |c| c[0].info.bytes_sent > 500_000).await;
+    let backups = |c: &Connection| {
+        let backups = c.subflows.iter().filter(|s| s.flags.contains(SubflowFlags::BACKUP_LOCAL));
+        backups.map(|s| s.remote.ip().to_string()).collect::<Vec<_>>()
+    };
+    for (dead, left) in [(true, SECOND), (false, FIRST)] {
+        net.lab.link("second").set_blackhole(dead).unwrap();
+        let order = Switch {
+            wanted: Wanted::Via(Via::resolve(net.server(), SECOND).unwrap()),
+            wait: DEADLINE,
+            drain: false,
+        };
+        let before = net.connections().await;
+        let so_far = sent_to(&before[0], SECOND);
+        let end = net.until("the switch", |c| {
+            backups(&c[0]) == [FIRST] && (dead || sent_to(&c[0], SECOND) > so_far + 500_000)
+        });
+        let end = async { drop(end.await) };
+        let reports = switch_until(net.server(), before, &order, end).await.unwrap();
+        assert_eq!(matches!(reports[0].outcome, Outcome::NotSteered { .. }), dead, "{reports:?}");
+        assert_eq!(backups(&net.connections().await[0]), [left]);
+    }
     transfer.end().await;
 }
 

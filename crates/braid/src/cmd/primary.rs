@@ -114,20 +114,16 @@ struct Watch {
 pub fn run(args: Args) -> Result<ExitCode> {
     let netns = args.place.open()?;
     cmd::block_on(async {
-        let mut end = cmd::signalled(END)?;
-        let command = async {
-            match &args.command {
-                Command::Show(show) => show.run(&args.place, &netns).await,
-                Command::Set(set) => set.run(&args.place, &netns).await,
-                Command::Watch(watch) => watch.run(&args.place, &netns).await,
+        match &args.command {
+            Command::Show(show) => show.run(&args.place, &netns).await,
+            Command::Set(set) => set.run(&args.place, &netns, cmd::signalled(END)?).await,
+            Command::Watch(watch) => {
+                let end = cmd::signalled(END)?;
+                tokio::select! {
+                    code = watch.run(&args.place, &netns) => code,
+                    () = end => Ok(ExitCode::SUCCESS),
+                }
             }
-        };
-        tokio::select! {
-            code = command => code,
-            () = &mut end => match args.command {
-                Command::Set(_) => bail!("interrupted before all was done; send buffers have been restored"),
-                _ => Ok(ExitCode::SUCCESS),
-            },
         }
     })
 }
@@ -142,7 +138,8 @@ impl Selection {
 }
 
 impl Set {
-    async fn run(&self, place: &Place, netns: &Netns) -> Result<ExitCode> {
+    /// When `end` comes nobody waits any more.
+    async fn run(&self, place: &Place, netns: &Netns, end: impl Future<Output = ()>) -> Result<ExitCode> {
         ensure!(
             self.all || self.selection.is_given(place),
             "which connections? Give --token, --peer, --program, --port, --pid or --all"
@@ -157,7 +154,7 @@ impl Set {
             bail!("there is no such connection");
         }
         let switch = Switch { wanted, wait: self.wait, drain: self.drain.is_some() };
-        let reports = primary::switch(netns, connections, &switch).await?;
+        let reports = primary::switch_until(netns, connections, &switch, end).await?;
         if self.json {
             output::line(serde_json::to_string(&reports)?)?;
         } else {

@@ -67,26 +67,48 @@ pub enum Outcome {
 /// A connection that has data to move and moves none of it on the new primary subflow gets its old flags back.
 /// What cannot be done to one connection is in its report; an error is what concerns all.
 pub async fn switch(netns: &Netns, connections: Vec<Connection>, switch: &Switch) -> Result<Vec<Report>> {
+    switch_until(netns, connections, switch, std::future::pending()).await
+}
+
+/// The same, but waits no longer when `end` has come. Then a connection on whose new primary subflow nothing has been
+/// seen to get through has its old flags again.
+pub async fn switch_until(
+    netns: &Netns,
+    connections: Vec<Connection>,
+    switch: &Switch,
+    end: impl Future<Output = ()>,
+) -> Result<Vec<Report>> {
+    let mut end = std::pin::pin!(end);
+    let mut ended = false;
     let client = Client::connect(netns).await?;
-    let drains = match switch.drain {
-        true => drain(&client, &connections, switch).await?,
-        false => Vec::new(),
-    };
+    let mut drains = Vec::new();
+    if switch.drain {
+        tokio::select! {
+            drained = drain(&client, &connections, switch, &mut drains) => drained?,
+            () = &mut end => ended = true,
+        }
+    }
     let mut now = look(netns).await?;
     let mut all: Vec<Steered> = Vec::new();
     for Connection { token, owners, .. } in connections {
         let mut steered = Steered::new(token, owners, switch.wanted.clone());
-        steered.follow(&client, now.remove(&token), switch.wait).await?;
+        match ended {
+            true => steered.outcome = Some(not(Reason::Interrupted)),
+            false => steered.follow(&client, now.remove(&token), switch.wait, false).await?,
+        }
         all.push(steered);
     }
     while all.iter().any(|steered| steered.outcome.is_none()) {
         let began = Instant::now();
         let mut now = look(netns).await?;
         for steered in all.iter_mut().filter(|steered| steered.outcome.is_none()) {
-            steered.follow(&client, now.remove(&steered.token), switch.wait).await?;
+            steered.follow(&client, now.remove(&steered.token), switch.wait, ended).await?;
         }
         // On a machine with many sockets a look takes its time; most of that is left to others.
-        sleep((3 * began.elapsed()).max(Duration::from_millis(1))).await;
+        tokio::select! {
+            () = sleep((3 * began.elapsed()).max(Duration::from_millis(1))) => {}
+            () = &mut end, if !ended => ended = true,
+        }
     }
     drop(drains);
     let report = |steered: Steered| {
@@ -97,8 +119,12 @@ pub async fn switch(netns: &Netns, connections: Vec<Connection>, switch: &Switch
 }
 
 /// Bounds the send buffers of the connections that will be switched, and waits until they hold no more.
-async fn drain(client: &Client, connections: &[Connection], switch: &Switch) -> Result<Vec<Drain>> {
-    let mut drains = Vec::new();
+async fn drain(
+    client: &Client,
+    connections: &[Connection],
+    switch: &Switch,
+    drains: &mut Vec<Drain>,
+) -> Result<()> {
     for connection in connections {
         if plan(connection, &switch.wanted).is_ok() && client.is_userspace(connection.token).await? {
             drains.extend(Drain::begin(connection)?);
@@ -108,7 +134,7 @@ async fn drain(client: &Client, connections: &[Connection], switch: &Switch) -> 
     while began.elapsed() < switch.wait && !drains.iter().all(Drain::is_low) {
         sleep(Duration::from_millis(1)).await;
     }
-    Ok(drains)
+    Ok(())
 }
 
 async fn look(netns: &Netns) -> Result<HashMap<Token, Connection>> {
@@ -188,19 +214,26 @@ impl Steered {
         }
     }
 
-    /// Sees how the connection is `now`, and does what has to be done.
-    async fn follow(&mut self, client: &Client, now: Option<Connection>, wait: Duration) -> Result<()> {
+    /// Sees how the connection is `now`, and does what has to be done. `ended`: there is no more waiting.
+    async fn follow(
+        &mut self,
+        client: &Client,
+        now: Option<Connection>,
+        wait: Duration,
+        ended: bool,
+    ) -> Result<()> {
         let Some(now) = now else {
             // What has carried data as wanted has been switched, however soon it ended.
             self.outcome = Some(if self.through { self.switched(false) } else { not(Reason::Closed) });
             return Ok(());
         };
-        let over = self.began.is_some_and(|(began, _)| began.elapsed() >= wait) || wait.is_zero();
+        let over = ended || wait.is_zero() || self.began.is_some_and(|(began, _)| began.elapsed() >= wait);
         let plan = match plan(&now, &self.wanted) {
             Ok(plan) => plan,
             Err(reason) => {
                 let joining = now.subflows.iter().any(|s| s.state == "SYN-SENT" || s.state == "SYN-RECV");
-                if joining && matches!(reason, Reason::NoSuchPath { .. }) && self.commanded.elapsed() < wait {
+                let waits = !ended && self.commanded.elapsed() < wait;
+                if joining && matches!(reason, Reason::NoSuchPath { .. }) && waits {
                     return Ok(());
                 }
                 self.outcome = Some(not(reason));
@@ -252,7 +285,8 @@ impl Steered {
             Some(self.switched(!others_quiet))
         } else {
             self.put_back(client, &now).await;
-            Some(not(Reason::NothingThrough { paths: plan.primary, waited_ms: wait.as_millis() }))
+            let waited_ms = if ended { self.elapsed() } else { wait }.as_millis();
+            Some(not(Reason::NothingThrough { paths: plan.primary, waited_ms }))
         };
         Ok(())
     }
