@@ -54,9 +54,10 @@ pub enum Error {
 
 /// The system's error text without Rust's `(os error N)`.
 fn describe(error: &io::Error) -> String {
+    let text = error.to_string();
     match error.raw_os_error() {
-        Some(code) => nix::errno::Errno::from_raw(code).desc().to_string(),
-        None => error.to_string(),
+        Some(code) => text.trim_end_matches(&format!(" (os error {code})")).into(),
+        None => text,
     }
 }
 

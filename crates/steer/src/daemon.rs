@@ -258,13 +258,12 @@ impl Daemon {
 
     async fn look(&mut self) -> Result<()> {
         self.metrics.looks.inc();
-        if self.policy.config().mode == Mode::Kernel {
-            self.next_look = Instant::now() + IDLE;
-            return Ok(());
-        }
         let began = Instant::now();
         let with_owners = !self.policy.config().rule.is_empty();
-        let seen = self.looker.look(&self.options.netns, &self.client, with_owners).await?;
+        let seen = match self.policy.config().mode {
+            Mode::Daemon => self.looker.look(&self.options.netns, &self.client, with_owners).await?,
+            Mode::Kernel => Vec::new(),
+        };
         self.metrics.saw(&seen);
         let now = self.began.elapsed();
         for action in self.policy.on_event(now, Event::Connections(seen)) {

@@ -311,6 +311,15 @@ fn a_reload_changes_what_there_is_and_a_wrong_file_changes_nothing() {
     client.file("[default]\npolicy = \"single\"\n");
     client.ask("reload");
     client.wait_for_subflows(1);
+    // Those of the userspace path manager are nobody's then.
+    client.file("mode = \"kernel\"\n");
+    client.ask("reload");
+    let status = format!("pid {}, mode kernel, 0 connections\n", daemon.pid());
+    poll("status of the other mode", || match client.ask("status") == status {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+    assert_eq!(client.path_manager(), "0");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use mptcp::pm::{Client, Endpoint, EndpointFlags, Limits};
 
 use super::changed::Changed;
-use crate::Result;
 use crate::policy::Local;
 use crate::policy::config::{Config, Kind};
+use crate::{Error, Result};
 
 /// Adds the endpoints that are missing, and takes away those of ours whose address is gone or is to be used in another
 /// way. Endpoints that others made stay as they are.
@@ -35,7 +35,13 @@ pub async fn align(
             |there: &&Endpoint| there.ip == endpoint.ip && !there.flags.contains(EndpointFlags::IMPLICIT);
         match there.iter().find(taken) {
             Some(_) => {}
-            None => changed.add(client, endpoint).await?,
+            None => match changed.add(client, endpoint).await {
+                // Kernels take 8 or so; there is room when an address has gone.
+                Err(Error::Kernel(error @ mptcp::Error::Kernel { .. })) => {
+                    tracing::warn!(%error, "an address is not used");
+                }
+                added => added?,
+            },
         }
     }
     Ok(())
@@ -151,6 +157,22 @@ mod tests {
         }
         host = host.restored().await;
         assert_eq!(host.endpoints().await, theirs);
+    }
+
+    #[tokio::test]
+    async fn addresses_that_the_kernel_has_no_room_for_wait_until_it_has() {
+        let mut host = Host::new().await;
+        let addresses: Vec<Local> = (0..=255)
+            .map(|n| local(&format!("10.0.{n}.1"), "eth0"))
+            .chain([local("fd00::1", "eth0")])
+            .collect();
+        let some = host.align("", &addresses).await.len();
+        assert!((8..addresses.len()).contains(&some), "{some}");
+        let last = &addresses[addresses.len() - 2..];
+        let used = host.align("", last).await;
+        assert_eq!(used, ["10.0.255.1 dev 1 SUBFLOW FULLMESH", "fd00::1 dev 1 SUBFLOW FULLMESH"]);
+        host = host.restored().await;
+        assert_eq!(host.endpoints().await, [""; 0]);
     }
 
     #[tokio::test]
