@@ -298,6 +298,9 @@ impl Service {
         if let Some(twice) = duplicate(self.backends.iter().map(|backend| &backend.name)) {
             return here(format!("two backends are named {twice}"));
         }
+        if let Some(twice) = duplicate(self.backends.iter().map(|backend| &backend.address)) {
+            return here(format!("two backends have the address {twice}"));
+        }
         let check = &self.check;
         if check.rise == 0 || check.fall == 0 {
             return here("check: rise and fall are at least 1".into());
@@ -448,6 +451,10 @@ address = "10.0.90.11"
             (
                 format!("{GOOD}[[service.backend]]\nname = \"app-1\"\naddress = \"10.0.0.1\""),
                 "/etc/braid/lb.toml: service web: two backends are named app-1",
+            ),
+            (
+                format!("{GOOD}[[service.backend]]\nname = \"app-2\"\naddress = \"10.0.90.11\""),
+                "/etc/braid/lb.toml: service web: two backends have the address 10.0.90.11",
             ),
             (format!("name = \"a/b\"\n{GOOD}"), "/etc/braid/lb.toml: name: \"a/b\" is not"),
         ];

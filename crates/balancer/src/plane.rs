@@ -15,6 +15,7 @@ use aya::programs::{
     LinkOrder, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, TestRunResult, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
+use nix::net::if_::if_nametoindex;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::abi::{
@@ -66,7 +67,8 @@ pub struct Plane {
     /// The maps.
     pub tables: Maps,
     pins: Option<PathBuf>,
-    links: HashMap<String, Held>,
+    /// By interface: its number when the program was attached, and the link.
+    links: HashMap<String, (u32, Held)>,
     made: Option<Made>,
 }
 
@@ -143,14 +145,16 @@ impl Plane {
     }
 
     /// Balances what comes in on these interfaces of the calling thread's network namespace, and on no others. A
-    /// program that a predecessor attached is replaced in one moment.
+    /// program that a predecessor attached is replaced in one moment. An interface that has gone and come back gets the
+    /// program again. After an error those that can be attached to are.
     pub fn attach(&mut self, interfaces: &[String]) -> Result<()> {
+        let mut attached = Ok(());
         for interface in interfaces {
-            if !self.links.contains_key(interface) {
-                let held = self.attach_to(interface, "balance")?;
-                self.links.insert(interface.clone(), held);
+            if let Err(error) = self.attach_again(interface, "balance") {
+                attached = attached.and(Err(error));
             }
         }
+        attached?;
         self.links.retain(|interface, _| interfaces.contains(interface));
         let Some(pins) = &self.pins else { return Ok(()) };
         for (interface, path) in pinned_links(pins)? {
@@ -175,9 +179,16 @@ impl Plane {
                 .insert(address, 1, 0)
                 .map_err(|error| Error::bpf(format!("allow tunnels from {peer}"), error))?;
         }
-        for interface in interfaces {
-            let held = self.attach_to(interface, "unwrap")?;
-            self.links.insert(interface.clone(), held);
+        interfaces.iter().try_for_each(|interface| self.attach_again(interface, "unwrap"))
+    }
+
+    /// Unless it is there already.
+    fn attach_again(&mut self, interface: &str, program: &str) -> Result<()> {
+        let number = if_nametoindex(interface)
+            .map_err(|error| Error::io(format!("attach to interface {interface}"), error))?;
+        if self.links.get(interface).is_none_or(|(before, _)| *before != number) {
+            let held = self.attach_to(interface, program)?;
+            self.links.insert(interface.into(), (number, held));
         }
         Ok(())
     }

@@ -73,6 +73,7 @@ pub async fn run(load: impl Fn() -> Result<Config>, ready: impl FnOnce(&Config))
             Some(verdict) = news.recv() => balancer.hear(verdict)?,
             Some(answer) = told.recv() => balancer.rebuild(answer)?,
             () = tokio::time::sleep(next) => {
+                balancer.attach();
                 balancer.look().await?;
                 balancer.apply()?;
             }
@@ -134,6 +135,8 @@ struct Balancer {
     ways: HashMap<IpAddr, Way>,
     rings: HashMap<u32, Vec<u32>>,
     endpoint: Option<Endpoint>,
+    /// Why an interface of the file has no program.
+    detached: Option<String>,
     // The last: other fields are dropped before it.
     lock: Lock,
 }
@@ -187,6 +190,7 @@ impl Balancer {
             ways: HashMap::new(),
             rings: HashMap::new(),
             endpoint: None,
+            detached: None,
             lock,
         })
     }
@@ -223,6 +227,18 @@ impl Balancer {
         plane.attach(&self.config.interfaces)?;
         plane.keep();
         Ok(())
+    }
+
+    /// Interfaces go and come back. What is wrong with one is told when it changes.
+    fn attach(&mut self) {
+        let problem = self.plane().attach(&self.config.interfaces).err().map(|error| error.to_string());
+        if problem != self.detached {
+            match &problem {
+                Some(problem) => tracing::warn!(problem, "an interface is not balanced"),
+                None => tracing::info!("all interfaces are balanced again"),
+            }
+            self.detached = problem;
+        }
     }
 
     fn plane(&self) -> MutexGuard<'_, Plane> {

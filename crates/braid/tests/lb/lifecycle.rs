@@ -1,5 +1,6 @@
 //! Start, reload, drain, a dead backend, a killed balancer, the end: each in the middle of traffic.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::Output;
 use std::time::Duration;
 
@@ -115,6 +116,31 @@ async fn a_draining_backend_gets_joins_of_its_connections_and_no_new_ones() {
     traffic.go_on(20 - before).await;
     more.all_go_on().await;
     assert!(down(&net).status.success());
+}
+
+#[tokio::test]
+async fn an_interface_that_goes_and_comes_back_is_balanced_again() {
+    if !may_load_bpf() {
+        return;
+    }
+    let net = Net::new(1).await;
+    let balancer = net.balancer(&net.config("", "", |_| String::new())).await;
+    let mut traffic = Traffic::over(net.connect(5, VIP).await);
+    net.ok("lb", "ip link delete eth0");
+    until("a word on it", async || {
+        balancer.last_words().contains("attach to interface eth0: ").then_some(())
+    })
+    .await;
+
+    let switch = format!("/proc/{}/fd/{}", std::process::id(), net.lab.netns("switch").as_fd().as_raw_fd());
+    net.ok("lb", &format!("ip link add eth0 type veth peer name lb netns {switch}"));
+    net.ok("switch", "ip link set lb master br0 up");
+    net.ok("lb", "ip link set eth0 up");
+    net.ok("lb", "ip address add 10.90.0.2/24 dev eth0");
+    net.ok("lb", "ip route add default via 10.90.0.1");
+    traffic.all_go_on().await;
+    let _more = net.connect(5, VIP).await;
+    net.down(balancer).await;
 }
 
 #[tokio::test]
