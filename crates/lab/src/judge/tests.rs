@@ -102,14 +102,15 @@ fn record() -> Record {
     let never = StepTimes { name: "hung".into(), ended: None, events: (11, None), ..steps[6].clone() };
     steps.push(StepTimes { bytes: (never.bytes.0.clone(), None), ..never });
     // What was found at each look; that of 4.5 s is in the pause.
-    let subflows: [(_, _, _, _, &[(u64, [u64; 2])]); 5] = [
+    type Looks<'a> = &'a [(u64, [u64; 2])];
+    let subflows: [(_, _, _, _, Looks<'_>); 5] = [
         ("left", 1, "10.0.0.2:1001", "10.0.0.1:80", &[(500, [10, 20]), (3000, [110, 220])]),
         ("left", 2, "10.0.0.2:1003", "10.0.0.1:80", &[(2500, [1, 2]), (4500, [51, 52]), (5500, [52, 54])]),
         ("left", 1, "10.0.0.2:1001", "10.0.0.1:443", &[(3000, [5, 5])]),
         ("left", 3, "127.0.0.1:1009", "127.0.0.1:80", &[(3000, [9, 9])]),
         ("right", 1, "10.0.0.2:1001", "10.0.0.1:80", &[(2000, [7, 0])]),
     ];
-    let subflow = |(node, token, local, remote, looks): (&str, _, &str, &str, &[(u64, [u64; 2])])| {
+    let subflow = |(node, token, local, remote, looks): (&str, _, &str, &str, Looks<'_>)| {
         let [local, remote] = [local, remote].map(|end| end.parse().unwrap());
         let key = SubflowKey { node: node.into(), token: Token(token), local, remote };
         (key, looks.iter().map(|(at, bytes)| SubflowLook { at: ms(*at), bytes: *bytes }).collect())
