@@ -51,7 +51,7 @@ pub struct Counter {
 ///
 /// [`Error::Unsupported`] where the kernel has no MPTCP, or none that counts.
 pub fn read(netns: &Netns) -> Result<Vec<Counter>> {
-    let what = || format!("read the counters of {}", netns.name());
+    let what = || format!("read the counters of network namespace {}", netns.name());
     // /proc/net would be that of the main thread, which may be in another namespace.
     let texts =
         netns.run(|| FILES.map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;

@@ -152,7 +152,7 @@ pub async fn connections_without_owners(netns: &Netns) -> Result<Vec<Connection>
 pub async fn plain_connections(netns: &Netns) -> Result<Vec<(SocketAddr, SocketAddr)>> {
     let netns = netns.clone();
     blocking(move || {
-        let what = format!("list the TCP connections of {}", netns.name());
+        let what = format!("list the TCP connections of network namespace {}", netns.name());
         let socket = Socket::open(&netns, SockProtocol::NetlinkSockDiag)?;
         let mut plain = Vec::new();
         for message in dump(&socket, &what, libc::IPPROTO_TCP as u32)? {
@@ -179,7 +179,7 @@ const INET_DIAG_ULP_INFO: u16 = 19;
 const INET_ULP_INFO_MPTCP: u16 = 3;
 
 fn read(netns: &Netns) -> Result<Vec<Connection>> {
-    let what = format!("list the MPTCP connections of {}", netns.name());
+    let what = format!("list the MPTCP connections of network namespace {}", netns.name());
     let socket = Socket::open(netns, SockProtocol::NetlinkSockDiag)?;
     let mut connections = Vec::new();
     for message in dump(&socket, &what, IPPROTO_MPTCP)? {

@@ -120,7 +120,9 @@ pub(crate) fn open(netns: &Netns, protocol: SockProtocol, flags: SockFlag) -> Re
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(fd)
     };
-    netns.run(open)?.map_err(|e| Error::io(format!("open a netlink socket in {}", netns.name()), e))
+    netns
+        .run(open)?
+        .map_err(|e| Error::io(format!("open a netlink socket in network namespace {}", netns.name()), e))
 }
 
 /// Receives one datagram, however long, into `buffer`.

@@ -17,6 +17,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,9 +57,14 @@ impl Netns {
         Self::open(path, name)
     }
 
-    /// The namespace of the process `pid`.
+    /// The namespace of the process `pid`. That of another user's process needs CAP_SYS_PTRACE (proc_ns_get_link()).
     pub fn of_pid(pid: u32) -> Result<Self> {
-        Self::open(format!("/proc/{pid}/ns/net").into(), format!("pid {pid}"))
+        match Self::open(format!("/proc/{pid}/ns/net").into(), format!("pid {pid}")) {
+            Err(Error::Io { what, source }) if source.kind() == ErrorKind::PermissionDenied => {
+                Err(Error::Capability { what, capability: "CAP_SYS_PTRACE" })
+            }
+            opened => opened,
+        }
     }
 
     /// A new namespace without a name; it ends with its last handle, socket and process.
@@ -239,6 +245,6 @@ mod tests {
         // `lo` is down there, and 127.0.0.1 with it: here it could be reached.
         let udp = udp.unwrap().unwrap();
         let error = udp.send_to(b"x", "127.0.0.1:9").await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable);
+        assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
     }
 }

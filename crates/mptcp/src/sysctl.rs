@@ -8,7 +8,7 @@ use crate::{Error, Netns, Result};
 
 /// Reads `key` (dotted, as `sysctl` takes it: `net.mptcp.enabled`) in `netns`.
 pub fn get(netns: &Netns, key: &str) -> Result<String> {
-    let what = || format!("read sysctl {key} in {}", netns.name());
+    let what = || format!("read sysctl {key} in network namespace {}", netns.name());
     let path = path(key).map_err(|e| Error::io(what(), e))?;
     let value = netns.run(|| fs::read_to_string(path))?.map_err(|e| Error::io(what(), e))?;
     Ok(value.trim_end().to_string())
@@ -16,7 +16,7 @@ pub fn get(netns: &Netns, key: &str) -> Result<String> {
 
 /// Writes `key` in `netns`. Needs CAP_NET_ADMIN in the user namespace that owns it.
 pub fn set(netns: &Netns, key: &str, value: &str) -> Result<()> {
-    let what = || format!("set sysctl {key}={value} in {}", netns.name());
+    let what = || format!("set sysctl {key}={value} in network namespace {}", netns.name());
     let path = path(key).map_err(|e| Error::io(what(), e))?;
     // The line feed makes an empty value something to write.
     netns.run(|| fs::write(path, format!("{value}\n")))?.map_err(|e| match e.kind() {
@@ -119,8 +119,14 @@ mod tests {
     fn errors_name_the_key_and_the_value() {
         let netns = Netns::anonymous().unwrap();
         let absent = get(&netns, "net.mptcp.nonsense").unwrap_err().to_string();
-        assert_eq!(absent, "read sysctl net.mptcp.nonsense in anonymous: No such file or directory");
+        assert_eq!(
+            absent,
+            "read sysctl net.mptcp.nonsense in network namespace anonymous: No such file or directory"
+        );
         let refused = Guard::set(&netns, "net.mptcp.enabled", "maybe").unwrap_err().to_string();
-        assert_eq!(refused, "set sysctl net.mptcp.enabled=maybe in anonymous: Invalid argument");
+        assert_eq!(
+            refused,
+            "set sysctl net.mptcp.enabled=maybe in network namespace anonymous: Invalid argument"
+        );
     }
 }

@@ -53,7 +53,7 @@ async fn without_capabilities() {
     let expected = [
         "add endpoint 10.0.0.2: needs CAP_NET_ADMIN (",
         "set limits add_addr_accepted 0 subflows 0: needs CAP_NET_ADMIN (",
-        "subscribe to the events of current: needs CAP_NET_ADMIN (",
+        "subscribe to the events of network namespace current: needs CAP_NET_ADMIN (",
         "listen on 127.0.0.1:0: needs CAP_NET_ADMIN (",
         "listen on 127.0.0.1:80: needs CAP_NET_BIND_SERVICE (",
         "create a network namespace: needs CAP_SYS_ADMIN (",

@@ -148,6 +148,8 @@ fn a_missing_capability_is_named() {
     let elsewhere = Net::new().echo_server(":80");
     let line = format!("setpriv --bounding-set -sys_admin {BRAID} limits --pid {}", elsewhere.pid());
     refused("limits --pid", &net.output(&line), "needs CAP_SYS_ADMIN");
+    let line = line.replace("-sys_admin", "-sys_ptrace");
+    refused("limits --pid", &net.output(&line), "needs CAP_SYS_PTRACE");
     // Looking needs none.
     for arguments in ["endpoint", "limits", "show"] {
         net.ok(&format!("setpriv --bounding-set -net_admin {BRAID} {arguments}"));

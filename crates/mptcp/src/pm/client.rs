@@ -26,7 +26,8 @@ impl Client {
     /// Connects to the path manager of `netns`. [`Error::Unsupported`] before Linux 5.7 and on kernels without
     /// MPTCP.
     pub async fn connect(netns: &Netns) -> Result<Self> {
-        let (socket, family) = open(netns, &format!("connect to the path manager of {}", netns.name()))?;
+        let (socket, family) =
+            open(netns, &format!("connect to the path manager of network namespace {}", netns.name()))?;
         Ok(Client { socket, family })
     }
 

@@ -125,7 +125,7 @@ impl Events {
     }
 
     fn open(netns: &Netns, buffer: Option<usize>) -> Result<Self> {
-        let what = || format!("subscribe to the events of {}", netns.name());
+        let what = || format!("subscribe to the events of network namespace {}", netns.name());
         let (_, family) = client::open(netns, &what())?;
         let group = family.group("mptcp_pm_events").ok_or_else(|| Error::Unsupported {
             what: what(),
