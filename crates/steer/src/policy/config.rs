@@ -1,7 +1,7 @@
 //! What the path manager is to do: one TOML file.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,7 +122,8 @@ pub struct Match {
     pub cgroup: Option<String>,
     /// Either end's port.
     pub port: Option<u16>,
-    /// The peer's address is in this network.
+    /// The peer's address is in this network, or is this one.
+    #[serde(deserialize_with = "network")]
     pub peer: Option<IpNet>,
 }
 
@@ -223,6 +224,12 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 fn yes() -> bool {
     true
+}
+
+fn network<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<IpNet>, D::Error> {
+    let text = String::deserialize(from)?;
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is no address and no subnet")))
 }
 
 fn one_to_eight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u8, D::Error> {

@@ -651,6 +651,9 @@ ports = 3
 match = { peer = "10.0.1.0/24", uid = 5 }
 policy = "primary-backup"
 order = ["wlan*"]
+[[rule]]
+match = { peer = "10.0.1.2", uid = 6 }
+policy = "aggregate"
 "#;
     let config = Config::from_toml(text, "pm.toml").unwrap();
     assert_eq!(config.dead_after, ms(500));
@@ -665,6 +668,7 @@ order = ["wlan*"]
     assert_eq!(kind("x", "/a/b/c", 0, 80), Kind::Ndiffports);
     assert_eq!(kind("x", "/a/bc", 0, 80), Kind::Single);
     assert_eq!(kind("x", "/", 5, 80), Kind::PrimaryBackup);
+    assert_eq!(kind("x", "/", 6, 80), Kind::Aggregate);
 }
 
 #[test]
@@ -676,6 +680,10 @@ fn a_wrong_file_is_refused_with_line_and_key() {
         ("[default]\nmax_subflows = 0", "pm.toml:2: default.max_subflows: 0 is not 1 to 8"),
         ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is not a time"),
         ("[default]\nmatch = { port = 1 }", "pm.toml: default.match: "),
+        (
+            "[[rule]]\nmatch = { peer = \"192.0.2.0/33\" }",
+            "pm.toml:2: rule[0].match.peer: \"192.0.2.0/33\" is no address and no subnet",
+        ),
     ] {
         let error = Config::from_toml(text, "pm.toml").unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
