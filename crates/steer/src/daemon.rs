@@ -169,7 +169,7 @@ impl Daemon {
         tracing::info!(
             netns = netns.name(),
             ?mode,
-            connections = daemon.policy.tokens().len(),
+            connections = daemon.policy.connections().count(),
             "path manager runs"
         );
         Ok(daemon)

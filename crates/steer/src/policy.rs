@@ -302,22 +302,17 @@ impl Policy {
         self.connections.values().map(|connection| &connection.seen)
     }
 
-    /// The connections that are known by their names.
-    pub fn tokens(&self) -> BTreeSet<Token> {
-        self.connections.keys().copied().collect()
-    }
-
     /// What is wanted.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
     fn see(&mut self, now: Time, seen: Vec<Seen>) {
-        let tokens: BTreeSet<Token> = seen.iter().map(|seen| seen.token).collect();
+        let remotes: BTreeMap<Token, SocketAddr> =
+            seen.iter().map(|seen| (seen.token, seen.remote)).collect();
+        // A token may be given to another connection later.
         self.connections.retain(|token, connection| {
-            // A token may be given to another connection later.
-            tokens.contains(token)
-                && seen.iter().any(|seen| seen.token == *token && seen.remote == connection.seen.remote)
+            remotes.get(token).is_some_and(|remote| *remote == connection.seen.remote)
         });
         for seen in seen {
             match self.connections.get_mut(&seen.token) {

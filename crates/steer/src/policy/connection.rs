@@ -9,7 +9,7 @@ use mptcp::AddrId;
 use super::asks::Asks;
 use super::config::{Config, Rule};
 use super::health::{Health, patience};
-use super::wanted::{Wanted, same};
+use super::wanted::Wanted;
 use super::{Action, Local, Seen, State, Subflow, Time};
 
 #[derive(Debug)]
@@ -41,6 +41,8 @@ struct Path {
     failures: u32,
     /// Subflows in a row that did not live long.
     flaps: u32,
+    /// When the last attempt failed.
+    failed: Option<Time>,
     not_before: Time,
     /// Since when there is none, though one is wanted.
     down: Option<Time>,
@@ -84,11 +86,18 @@ impl Connection {
         let before = std::mem::replace(&mut self.seen, seen);
         for subflow in &self.seen.subflows {
             let ends = (subflow.local, subflow.remote);
-            self.health.entry(ends).or_insert_with(|| Health::new(now, subflow)).look(now, subflow);
+            if !self.health.contains_key(&ends)
+                && let Some(at) = self.asked.iter().position(|asked| *asked == path_of(subflow))
+            {
+                self.asked.swap_remove(at);
+            }
+            let health = self.health.entry(ends).or_insert_with(|| Health::new(now, subflow));
+            health.look(now, subflow);
             let path = self.paths.entry(path_of(subflow)).or_default();
-            if subflow.state == State::Open {
+            // One that was there before the last attempt failed says nothing of the next.
+            if subflow.state == State::Open && path.failed.is_none_or(|failed| health.since > failed) {
                 (path.down, path.silent) = (None, None);
-                if now.saturating_sub(self.health[&ends].since) >= LIVED {
+                if now.saturating_sub(health.since) >= LIVED {
                     path.failures = 0;
                     path.flaps = 0;
                 }
@@ -96,7 +105,6 @@ impl Connection {
             if subflow.local_id != AddrId(0) {
                 self.ids.insert(ip(subflow.local), subflow.local_id);
             }
-            self.asked.retain(|asked| *asked != path_of(subflow));
         }
         let gone = |s: &Subflow| self.find(s.local, s.remote).is_none();
         let gone: Vec<Subflow> = before.subflows.into_iter().filter(gone).collect();
@@ -231,7 +239,7 @@ impl Connection {
                     if path.probe.is_none() && self.has_lived(now, &subflow, ATTEMPT) {
                         let path = self.paths.entry(path_of(&subflow)).or_default();
                         path.failures += 1;
-                        path.silent = Some(now);
+                        (path.failed, path.silent) = (Some(now), Some(now));
                         self.seen.subflows[index].state = State::Closing;
                         actions.push(Action::Destroy { token, local, remote });
                     }
@@ -299,10 +307,13 @@ impl Connection {
         for wanted in wanted {
             let there = self.seen.subflows.iter().filter(|s| s.state != State::Closing);
             let there = there.filter(|s| wanted.is_served_by(s.local, s.remote)).count();
-            let asked = |asked: &&(IpAddr, SocketAddr)| {
-                asked.0 == wanted.local.ip && wanted.remotes.iter().any(|to| same(*to, asked.1))
-            };
-            let there = there + self.asked.iter().filter(asked).count();
+            // What is wanted is no probe any more.
+            if there <= wanted.count {
+                let paths = wanted.remotes.iter().map(|to| (wanted.local.ip, *to));
+                for path in paths {
+                    self.paths.entry(path).or_default().probe = None;
+                }
+            }
             for _ in there..wanted.count {
                 self.lacks = true;
                 let mut to = wanted.remotes.clone();
@@ -310,7 +321,6 @@ impl Connection {
                 let to = to.into_iter().min_by_key(|to| self.failures(wanted.local.ip, *to));
                 let Some(to) = to else { break };
                 let path = self.paths.entry((wanted.local.ip, to)).or_default();
-                path.probe = None;
                 path.down.get_or_insert(now);
                 if now < path.not_before || self.total() >= usize::from(rule.max_subflows) {
                     break;
@@ -504,6 +514,7 @@ impl Path {
     /// The kernel or the peer refused an attempt. The next one waits the longer, the longer the path has been down.
     fn fail(&mut self, now: Time) {
         self.failures += 1;
+        self.failed = Some(now);
         self.probe = None;
         let down = *self.down.get_or_insert(now);
         self.not_before = now + (now.saturating_sub(down) / 16).clamp(BACKOFF, LONGEST_BACKOFF);

@@ -52,6 +52,10 @@ struct Host {
     mute: bool,
     /// Events of the path manager are lost.
     deaf: bool,
+    /// Segments under way on an active subflow.
+    in_flight: u32,
+    /// TCP has sent again what a dead network did not let through.
+    times_out: bool,
     /// The peer's networks that the policy knows of.
     known: BTreeSet<u8>,
 }
@@ -79,6 +83,8 @@ impl Host {
             answers: Vec::new(),
             mute: false,
             deaf: false,
+            in_flight: 5,
+            times_out: true,
             known: [1].into(),
         };
         host.add(FIRST, remote(1), AddrId(0), false);
@@ -216,6 +222,7 @@ impl Host {
             self.now += step;
             let any_active = self.subflows.iter().any(|s| s.state == State::Open && !s.backup);
             let (dead, addresses) = (&self.dead, &self.addresses);
+            let (in_flight, timeouts) = (self.in_flight, u8::from(self.times_out));
             for s in &mut self.subflows {
                 let n = network(s.local.ip());
                 let alive = !dead.contains(&n) && addresses.contains(&n);
@@ -235,9 +242,11 @@ impl Host {
                     (true, false) => {}
                     (false, true) => {
                         s.acked += 1000;
-                        (s.in_flight, s.timeouts) = (5, 0);
+                        (s.in_flight, s.timeouts) = (in_flight, 0);
                     }
-                    (false, false) => (s.in_flight, s.timeouts) = (5, s.timeouts.saturating_add(1)),
+                    (false, false) => {
+                        (s.in_flight, s.timeouts) = (in_flight, s.timeouts.saturating_add(timeouts));
+                    }
                 }
             }
             for (local, remote) in std::mem::take(&mut self.answers) {
@@ -453,16 +462,14 @@ fn a_path_on_which_no_question_is_answered_is_tried_anyway() {
 fn a_silent_path_is_given_up_before_a_timeout_where_another_goes_on() {
     let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
     host.pass(Duration::from_secs(10));
-    let no_timeouts = |host: &mut Host| host.subflows.iter_mut().for_each(|s| s.timeouts = 0);
-    // One network after the other, and then both: this host is held up.
-    for (dead, given_up) in [(vec![1, 2], 0), (vec![2], 1)] {
-        host.dead = dead.into_iter().collect();
+    host.times_out = false;
+    // One network after the other, and then both: this host is held up. A peer may wait with its answer to two segments.
+    for (dead, in_flight, time, given_up) in
+        [(vec![1, 2], 5, 300, 0), (vec![2], 2, 300, 0), (vec![2], 5, 100, 0), (vec![2], 3, 200, 1)]
+    {
+        (host.dead, host.in_flight) = (dead.into_iter().collect(), in_flight);
         let at = host.now;
-        for _ in 0..3 {
-            host.pass(ms(100));
-            no_timeouts(&mut host);
-        }
-        host.look();
+        host.pass(ms(time));
         let closed = host.since(at).into_iter().filter(|a| matches!(a, Action::Withdraw { .. })).count();
         assert_eq!(closed, given_up, "{:#?}", host.since(at));
         host.dead.clear();
@@ -629,6 +636,8 @@ fn a_server_opens_nothing_and_announces_what_it_may() {
     let actions = policy.on_event(ms(0), Event::Connections(vec![seen.clone()]));
     assert_eq!(actions, [Action::Announce { token: TOKEN, ip: local_ip(2), id: AddrId(1) }]);
     assert_eq!(policy.on_event(ms(100), Event::Connections(vec![seen.clone()])), []);
+    policy.on_event(ms(100), Event::Refused(actions[0].clone()));
+    assert_eq!(policy.on_event(ms(150), Event::Connections(vec![seen.clone()])), actions);
     policy.on_event(ms(200), Event::Addresses(vec![local(1)]));
     let actions = policy.on_event(ms(200), Event::Connections(vec![seen]));
     assert_eq!(actions, [Action::Withdraw { token: TOKEN, id: AddrId(1) }]);
@@ -654,8 +663,12 @@ order = ["wlan*"]
 [[rule]]
 match = { peer = "10.0.1.2", uid = 6 }
 policy = "aggregate"
+[[interface]]
+name = "wwan*"
+metered = true
 "#;
     let config = Config::from_toml(text, "pm.toml").unwrap();
+    assert!(config.uses("wwan0") && config.is_metered("wwan0") && !config.is_metered("wlan0"));
     assert_eq!(config.dead_after, ms(500));
     let kind = |program: &str, cgroup: &str, uid, port| {
         let identity = Identity { programs: [program.into()].into(), cgroups: [cgroup.into()].into(), uid };
@@ -688,6 +701,218 @@ fn a_wrong_file_is_refused_with_line_and_key() {
         let error = Config::from_toml(text, "pm.toml").unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
     }
+}
+
+/// The peer's RST comes before anybody looks: there was never a subflow to be seen.
+#[test]
+fn a_further_port_that_the_peer_refuses_is_tried_ever_more_rarely() {
+    let mut host = Host::new(config(Kind::Ndiffports), &[1]);
+    for (looks, expected) in [(50, 5..=10), (36_000, 20..=160)] {
+        for _ in 0..looks {
+            host.pass(ms(100));
+            host.subflows.truncate(1);
+        }
+        let attempts = host.actions.iter().filter(|(_, a)| matches!(a, Action::Create { .. })).count();
+        assert!(expected.contains(&attempts), "{attempts}");
+    }
+    host.pass(Duration::from_secs(61));
+    assert_eq!(host.shape(), [(1, 1, false); 2]);
+}
+
+/// A probe is under way when another policy wants just that subflow.
+#[test]
+fn a_probe_that_becomes_wanted_is_active() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    host.dead.insert(1);
+    host.pass(ms(600));
+    assert_eq!(host.shape(), [(1, 1, false), (1, 1, true), (2, 1, false)]);
+    host.tell(Event::Configured(config(Kind::Ndiffports)));
+    host.dead.clear();
+    host.pass(ms(1000));
+    assert_eq!(host.shape(), [(1, 1, false); 2]);
+}
+
+#[test]
+fn an_early_announcement_waits_ten_seconds_for_its_connection_unless_it_is_withdrawn() {
+    for (wait, withdrawn, to) in [(9, None, 2), (11, None, 1), (9, Some(2), 1), (9, Some(3), 2)] {
+        let mut host = Host::new(config(Kind::Fullmesh), &[1]);
+        host.policy = Policy::new(config(Kind::Fullmesh));
+        let announced = Event::Announced { token: TOKEN, id: AddrId(2), ip: remote(2).ip(), port: None };
+        host.policy.on_event(host.now, announced);
+        if let Some(id) = withdrawn {
+            host.policy.on_event(host.now, Event::Removed { token: TOKEN, id: AddrId(id) });
+        }
+        for _ in 0..wait {
+            host.now += ms(1000);
+            host.policy.on_event(host.now, Event::Connections(Vec::new()));
+        }
+        host.tell_addresses();
+        host.pass(ms(500));
+        assert_eq!(host.subflows.len(), to, "{wait} {withdrawn:?}");
+    }
+}
+
+#[test]
+fn a_token_may_be_given_to_another_connection() {
+    let mut host = Host::new(config(Kind::Fullmesh), &[1]);
+    host.announce(2);
+    host.pass(ms(500));
+    let mut subflow = host.subflows[0].clone();
+    subflow.remote = "10.0.3.2:80".parse().unwrap();
+    let seen = Seen {
+        remote: subflow.remote,
+        subflows: vec![subflow],
+        ..host.policy.connections().next().unwrap().clone()
+    };
+    // The new peer has announced nothing.
+    assert_eq!(host.policy.on_event(host.now, Event::Connections(vec![seen])), []);
+}
+
+#[test]
+fn looks_are_due_while_something_can_change_without_an_event() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1]);
+    host.look();
+    assert!(!host.policy.is_busy());
+    type Change = fn(&mut Subflow);
+    let changes: [(Change, bool); 6] = [
+        (|s| s.in_flight = 1, true),
+        (|s| s.in_flight = 0, false),
+        (|s| s.received += 1, true),
+        (|_| (), false),
+        (|s| s.state = State::Opening, true),
+        (|s| s.state = State::Open, false),
+    ];
+    for (change, busy) in changes {
+        change(&mut host.subflows[0]);
+        host.look();
+        assert_eq!(host.policy.is_busy(), busy, "{:#?}", host.subflows);
+    }
+    assert!(!host.policy.lacks());
+}
+
+#[test]
+fn a_restart_keeps_the_primary() {
+    let mut host = Host::new(config(Kind::PrimaryBackup), &[1, 2]);
+    host.pass(ms(1000));
+    host.subflows.iter_mut().for_each(|s| s.backup = !s.backup);
+    let at = host.now;
+    host.policy = Policy::new(config(Kind::PrimaryBackup));
+    host.tell_addresses();
+    host.pass(ms(10_000));
+    assert_eq!((host.shape(), host.since(at)), (vec![(1, 1, true), (2, 1, false)], vec![]));
+}
+
+#[test]
+fn a_subflow_that_has_lived_is_opened_anew_at_once() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(ms(10_000));
+    host.happens(Happening::Reset(1));
+    host.pass(ms(200));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn where_there_is_not_room_for_all_what_failed_makes_room_for_what_did_not() {
+    let mut rules = config(Kind::Aggregate);
+    rules.default.max_subflows = 2;
+    let mut host = Host::new(rules, &[1, 2, 3]);
+    host.dead.insert(2);
+    host.pass(ms(4000));
+    assert_eq!(host.shape(), [(1, 1, false), (3, 1, false)]);
+}
+
+#[test]
+fn what_is_wanted_no_more_makes_room_at_the_bound() {
+    let mut rules = config(Kind::Fullmesh);
+    rules.default.max_subflows = 2;
+    let mut host = Host::new(rules, &[1, 2]);
+    host.policy = Policy::new(host.policy.config().clone());
+    host.subflows.clear();
+    for (from, id) in [(1, 0), (2, 1)] {
+        host.add(from, remote(2), AddrId(id), false);
+    }
+    host.tell_addresses();
+    host.pass(ms(500));
+    host.tell(Event::Removed { token: TOKEN, id: AddrId(2) });
+    host.pass(ms(500));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+}
+
+#[test]
+fn a_lost_address_is_withdrawn() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2, 3]);
+    host.pass(ms(500));
+    let at = host.now - ms(1);
+    host.happens(Happening::Loses(2));
+    assert_eq!(host.since(at)[0], &Action::Withdraw { token: TOKEN, id: AddrId(1) });
+    assert_eq!(host.shape(), [(1, 1, false), (3, 1, false)]);
+}
+
+#[test]
+fn what_the_peer_opened_is_the_peers_to_close() {
+    let mut host = Host::new(config(Kind::Single), &[1]);
+    host.add(1, remote(2), AddrId(0), false);
+    host.subflows[1].ours = false;
+    host.pass(ms(5000));
+    assert_eq!((host.subflows.len(), host.actions), (2, vec![]));
+}
+
+#[test]
+fn at_the_bound_no_path_is_asked_by_a_further_subflow() {
+    let mut rules = config(Kind::Aggregate);
+    rules.default.max_subflows = 2;
+    let mut host = Host::new(rules, &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    let at = host.now;
+    host.dead.insert(1);
+    host.pass(ms(5000));
+    assert_eq!(host.since(at), Vec::<&Action>::new());
+}
+
+#[test]
+fn where_no_path_brings_anything_the_peer_is_silent() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    let at = host.now;
+    host.dead = [1, 2].into();
+    host.pass(ms(5000));
+    assert_eq!(host.since(at), Vec::<&Action>::new());
+}
+
+#[test]
+fn a_path_in_doubt_has_time_for_a_handshake() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.receives = true;
+    host.pass(Duration::from_secs(10));
+    host.dead.insert(1);
+    let at = host.now;
+    while host.since(at).is_empty() {
+        host.pass(ms(100));
+    }
+    host.pass(ms(400));
+    host.dead.clear();
+    host.pass(ms(1000));
+    let withdrawn = host.since(at).into_iter().filter(|a| matches!(a, Action::Withdraw { .. })).count();
+    assert_eq!((withdrawn, host.shape()), (0, vec![(1, 1, false), (2, 1, false)]));
+}
+
+#[test]
+fn a_peer_that_goes_on_sending_on_a_backup_is_told_again_each_second() {
+    let mut host = Host::new(config(Kind::PrimaryBackup), &[1, 2]);
+    host.receives = true;
+    host.pass(ms(5000));
+    let at = host.now;
+    for _ in 0..30 {
+        host.subflows[1].received += 1000;
+        host.pass(ms(100));
+    }
+    assert_eq!(host.since(at).len(), 3, "{:#?}", host.since(at));
+    host.pass(ms(5000));
+    assert_eq!(host.since(at).len(), 3);
 }
 
 /// What may happen to a host.

@@ -25,7 +25,7 @@ impl Wanted<'_> {
 }
 
 /// Are these the same end, whether or not IPv4 is mapped to IPv6?
-pub(super) fn same(a: SocketAddr, b: SocketAddr) -> bool {
+fn same(a: SocketAddr, b: SocketAddr) -> bool {
     (ip(a), a.port()) == (ip(b), b.port())
 }
 
