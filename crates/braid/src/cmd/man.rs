@@ -1,6 +1,8 @@
 //! `braid man`.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -21,9 +23,7 @@ pub struct Args {
 pub fn run(args: Args, command: clap::Command) -> Result<ExitCode> {
     match args.dir {
         Some(dir) => {
-            std::fs::create_dir_all(&dir)
-                .and_then(|()| clap_mangen::generate_to(command, &dir))
-                .with_context(|| format!("write man pages into {}", dir.display()))?;
+            write_all(command, &dir).with_context(|| format!("write man pages into {}", dir.display()))?;
         }
         None => {
             let mut page = Vec::new();
@@ -32,4 +32,18 @@ pub fn run(args: Args, command: clap::Command) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_all(command: clap::Command, dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    clap_mangen::generate_to(command, dir)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"braid")) {
+            let page = fs::read_to_string(&path)?;
+            // What stands behind the options is EXTRA to clap_mangen; man-pages(7) knows EXAMPLES.
+            fs::write(&path, page.replace(".SH EXTRA\nExamples:\n", ".SH EXAMPLES\n"))?;
+        }
+    }
+    Ok(())
 }

@@ -53,6 +53,7 @@ fn every_command_has_a_man_page_with_its_flags_and_examples() {
         assert!(text.contains(".SH SYNOPSIS"), "braid{name}");
     }
     let show = fs::read_to_string(dir.path().join("braid-show.1")).unwrap();
+    assert!(show.contains(".SH EXAMPLES\n"), "{show}");
     assert!(show.contains(r"\-\-program") && show.contains("braid show \\-\\-program iperf3"), "{show}");
 }
 
