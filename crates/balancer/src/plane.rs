@@ -418,6 +418,10 @@ pub fn is_attached(pins: &Path) -> bool {
 /// Removes the plane that is pinned in `pins`, also another version's: links first, so that no packet sees half of it.
 pub fn remove(pins: &Path) -> Result<()> {
     for (_, path) in pinned_links(pins)? {
+        // Where its interface is gone, so is what there was to detach.
+        if let Err(error) = mptcp::sys::bpf::detach_pinned_link(&path) {
+            tracing::debug!(%error, path = %path.display(), "not detached");
+        }
         remove_file(&path)?;
     }
     let rest =

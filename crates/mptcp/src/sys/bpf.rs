@@ -1,12 +1,17 @@
 //! bpf(2), as far as aya has no calls for it: programs that change what functions of the kernel return; maps read in batches.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Kernel's `enum bpf_cmd`, `bpf_map_type`, `bpf_prog_type`, `bpf_attach_type`.
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
+const OBJ_GET: libc::c_int = 7;
+const LINK_DETACH: libc::c_int = 34;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -135,6 +140,26 @@ pub fn cgroup_map(directory: impl AsFd) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads `key_size` and `value_size` bytes, four each, which outlive the call.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut update) }?;
     Ok(map)
+}
+
+/// Detaches the program of the link that is pinned at `path`, before the call returns: when only its file is removed, the
+/// kernel does that some time later.
+pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Get {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut get = Get { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the kernel reads the path, a C string, which outlives the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut get) }?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut number = link.as_raw_fd();
+    // SAFETY: no pointer is in it.
+    unsafe { bpf(LINK_DETACH, &mut number) }.map(drop)
 }
 
 /// Calls `each` with key and value of every entry of a hash map, LRU or not, thousands for each call of the kernel. An
