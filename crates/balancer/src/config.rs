@@ -456,12 +456,42 @@ address = "10.0.90.11"
                 format!("{GOOD}[[service.backend]]\nname = \"app-2\"\naddress = \"10.0.90.11\""),
                 "/etc/braid/lb.toml: service web: two backends have the address 10.0.90.11",
             ),
+            (GOOD.replace("\"eth0\"", "\"\""), "/etc/braid/lb.toml: interfaces: \"\" is no interface's name"),
+            (
+                GOOD.replace("eth0", "abcdefghijklmnop"),
+                "/etc/braid/lb.toml: interfaces: \"abcdefghijklmnop\" is no",
+            ),
+            (GOOD.replace("eth0", "a/b"), "/etc/braid/lb.toml: interfaces: \"a/b\" is no interface's name"),
+            (GOOD.replace("eth0", "a b"), "/etc/braid/lb.toml: interfaces: \"a b\" is no interface's name"),
+            (GOOD.replace("\"web\"", "\"w b\""), "/etc/braid/lb.toml: service w b: a name is letters"),
+            (GOOD.replace("app-1", "app 1"), "/etc/braid/lb.toml: service web: backend app 1: a name is"),
+            (GOOD.replace("app-1", &"a".repeat(124)), "/etc/braid/lb.toml: service web: backend aaa"),
+            (
+                GOOD.replace("10.0.90.11", "239.0.0.1"),
+                "/etc/braid/lb.toml: service web: backend app-1: address: 239.0.0.1 is no host's",
+            ),
+            (
+                format!("{GOOD}[service.check]\nkind = \"http\"\npath = \"alive\""),
+                "/etc/braid/lb.toml: service web: check.path: does not begin with /",
+            ),
             (format!("name = \"a/b\"\n{GOOD}"), "/etc/braid/lb.toml: name: \"a/b\" is not"),
         ];
         for (text, expected) in cases {
             let error = read(&text).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}\nexpected {expected}");
         }
+    }
+
+    #[test]
+    fn the_longest_names_and_the_greatest_weight_are_taken() {
+        let longest = GOOD.replace("eth0", "abcdefghijklmno").replace("app-1", &"a".repeat(123));
+        let config = read(&format!("{longest}weight = 100")).unwrap();
+        assert!(config.pin && !read(&format!("pin = false\n{GOOD}")).unwrap().pin);
+        let by_token = |join| {
+            let text = GOOD.replace("port = 80", &format!("port = 80\njoin = \"{join}\""));
+            read(&format!("{text}join_port = 81")).or(read(&text)).unwrap().services[0].by_token()
+        };
+        assert_eq!(["token", "both", "port", "off"].map(by_token), [true, true, false, false]);
     }
 
     #[test]

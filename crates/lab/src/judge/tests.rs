@@ -134,7 +134,7 @@ fn outcome() -> Outcome {
     let gaps = vec![(ms(1400), ms(1800)), (ms(2000), ms(2400)), (ms(2600), ms(3000))];
     let arrivals = [
         ("get", Arrival { bytes: 10, stall: ms(500), gaps }),
-        ("side", Arrival { bytes: 10, stall: ms(1000), gaps: vec![(ms(2000), ms(2350))] }),
+        ("side", Arrival { bytes: 10, stall: ms(2000), gaps: vec![(ms(2000), ms(2350))] }),
         ("put", Arrival { bytes: 0, stall: ms(0), gaps: Vec::new() }),
     ];
     Outcome {
@@ -328,26 +328,26 @@ const VERDICTS: &[(&str, &str, &str, bool)] = &[
     (r#"stall = { step = "get", at_most = "500ms" }"#, "≤ 500 ms", "500 ms without a byte", true),
     (r#"stall = { step = "get", at_most = "499ms" }"#, "≤ 499 ms", "500 ms without a byte", false),
     (
-        r#"stall = { step = "get", at_most_of = { step = "side", share = "50%" } }"#,
-        "≤ 50% of side's",
-        "500 ms without a byte: 50% of 1000 ms",
+        r#"stall = { step = "get", at_most_of = { step = "side", share = "25%" } }"#,
+        "≤ 25% of side's",
+        "500 ms without a byte: 25% of 2000 ms",
         true,
     ),
     (
-        r#"stall = { step = "get", at_most_of = { step = "side", share = "49%" } }"#,
-        "≤ 49% of side's",
-        "500 ms without a byte: 50% of 1000 ms",
+        r#"stall = { step = "get", at_most_of = { step = "side", share = "24%" } }"#,
+        "≤ 24% of side's",
+        "500 ms without a byte: 25% of 2000 ms",
         false,
     ),
     (
-        r#"stall = { step = "get", at_most = "499ms", at_most_of = { step = "side", share = "50%" } }"#,
-        "≤ 499 ms, ≤ 50% of side's",
-        "500 ms without a byte: 50% of 1000 ms",
+        r#"stall = { step = "get", at_most = "499ms", at_most_of = { step = "side", share = "25%" } }"#,
+        "≤ 499 ms, ≤ 25% of side's",
+        "500 ms without a byte: 25% of 2000 ms",
         false,
     ),
     (
-        r#"stall = { step = "get", at_most_of = { step = "put", share = "50%" } }"#,
-        "≤ 50% of put's",
+        r#"stall = { step = "get", at_most_of = { step = "put", share = "25%" } }"#,
+        "≤ 25% of put's",
         "nothing of put arrived",
         false,
     ),

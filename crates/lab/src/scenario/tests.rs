@@ -162,6 +162,20 @@ const BROKEN: &[(&str, &str)] = &[
         "[links.odd]\na = { node = 'left', dev = 'eth1' }\nb = { node = 'right', dev = 'eth1' }\nshape = { jitter = '5ms' }",
         "small.toml:17: links.odd.shape: jitter 5ms exceeds delay",
     ),
+    ("[nodes.'a b']", "small.toml:14: nodes.a b: a node's name is letters, digits, - and _"),
+    ("[files]\n'' = { size = '10B' }", "small.toml:15: files.: \"\" is no plain file name"),
+    ("[files]\n'.a' = { size = '10B' }", "small.toml:15: files..a: \".a\" is no plain file name"),
+    ("[processes.x]\nnode = 'left'\ncommand = ['']", "small.toml:16: processes.x.command: names no program"),
+    ("[steps.s.stop]\nprocess = 'ecco'", "small.toml:15: steps.s.stop.process: no process named ecco"),
+    (
+        "[nodes.third]\nroutes = [{ to = '10.0.0.0/24', dev = 'eth9' }]",
+        "small.toml:15: nodes.third.routes.0: no interface of third named eth9",
+    ),
+    ("[expect.e.flows]\nnode = 'left'\nsame = true", "small.toml:14: expect.e.flows: expects nothing"),
+    (
+        "[expect.e.flows]\nnode = 'left'\nevery = true\nfrom = ['10.0.0.2']",
+        "small.toml:14: expect.e.flows: exp",
+    ),
     (
         "[variants.fast]\nlinks.wire.shape = { rate = '1' }",
         "small.toml:15: links.wire.shape.rate: \"1\" is no rate",
