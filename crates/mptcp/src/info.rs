@@ -104,6 +104,9 @@ pub struct TcpInfo {
     /// Timeouts since the last acknowledgement.
     #[serde(skip)]
     pub timeouts: u8,
+    /// Milliseconds since the last segment that acknowledged something came in.
+    #[serde(skip)]
+    pub last_ack_recv_ms: u32,
 }
 
 impl TcpInfo {
@@ -119,6 +122,7 @@ impl TcpInfo {
             cwnd: tcp.snd_cwnd,
             unacked: tcp.unacked,
             timeouts: tcp.retransmits,
+            last_ack_recv_ms: tcp.last_ack_recv,
         }
     }
 }

@@ -55,12 +55,6 @@ pub fn directory(run: &std::path::Path, netns: &Netns) -> Result<PathBuf> {
     Ok(run.join(format!("pm-{}", stat.st_ino)))
 }
 
-/// Between two looks while something may go wrong, or right, that no event tells of.
-const BUSY: Duration = Duration::from_millis(20);
-/// Between two looks while something is wanted that is not there; attempts are half a second apart and more.
-const LACKING: Duration = Duration::from_millis(200);
-/// Between two looks otherwise.
-const IDLE: Duration = Duration::from_secs(1);
 /// What a connection over the loopback interface may take, where a firewall may stand.
 const LOOPBACK: Duration = Duration::from_secs(1);
 /// Events that come one after the other are followed by one look.
@@ -177,13 +171,14 @@ impl Daemon {
 
     async fn begin(&mut self, config: &Config) -> Result<()> {
         self.set_metrics(config).await?;
-        self.take_over(config).await?;
+        self.take_over(config)?;
+        self.bound_send_buffers(config)?;
         self.addresses().await?;
         self.look().await
     }
 
     /// Makes new connections those of the wanted path manager.
-    async fn take_over(&mut self, config: &Config) -> Result<()> {
+    fn take_over(&mut self, config: &Config) -> Result<()> {
         let (kind, number) = match config.mode {
             Mode::Daemon => ("userspace", "1"),
             Mode::Kernel => ("kernel", "0"),
@@ -193,6 +188,17 @@ impl Daemon {
             Ok(_) => self.changed.sysctl("net.mptcp.path_manager", kind),
             Err(_) => self.changed.sysctl("net.mptcp.pm_type", number),
         }
+    }
+
+    fn bound_send_buffers(&mut self, config: &Config) -> Result<()> {
+        let key = "net.ipv4.tcp_wmem";
+        self.changed.sysctl_back(key)?;
+        let Some(most) = config.send_buffer else { return Ok(()) };
+        // Least, first and greatest size.
+        let sizes = sysctl::get(&self.options.netns, key)?;
+        let sizes = sizes.split_whitespace().filter_map(|size| size.parse::<u32>().ok());
+        let sizes: Vec<String> = sizes.map(|size| size.min(most).to_string()).collect();
+        self.changed.sysctl(key, &sizes.join(" "))
     }
 
     async fn set_metrics(&mut self, config: &Config) -> Result<()> {
@@ -269,12 +275,7 @@ impl Daemon {
         for action in self.policy.on_event(now, Event::Connections(seen)) {
             self.act(action).await;
         }
-        // Where there are many connections, most of the time is left to others.
-        let pause = match (self.policy.is_busy(), self.policy.lacks()) {
-            (true, _) => BUSY.max(4 * began.elapsed()),
-            (false, true) => LACKING,
-            (false, false) => IDLE,
-        };
+        let pause = self.policy.pause(self.began.elapsed(), began.elapsed());
         self.next_look = Instant::now() + pause;
         Ok(())
     }
@@ -336,7 +337,8 @@ impl Daemon {
         let result = async {
             let config = load()?;
             self.set_metrics(&config).await?;
-            self.take_over(&config).await?;
+            self.take_over(&config)?;
+            self.bound_send_buffers(&config)?;
             self.tell(Event::Configured(config));
             self.addresses().await
         };

@@ -83,6 +83,8 @@ pub struct Subflow {
     pub rtt: Duration,
     /// Bytes that the peer has acknowledged.
     pub acked: u64,
+    /// Time since something acknowledged came in.
+    pub last_ack: Duration,
     /// Bytes received.
     pub received: u64,
     /// Segments sent and not acknowledged.
@@ -286,15 +288,19 @@ impl Policy {
         actions
     }
 
-    /// Is there anything that can go wrong, or right, without an event telling of it? Then a look at the connections
-    /// is due soon.
-    pub fn is_busy(&self) -> bool {
-        self.connections.values().any(Connection::is_busy)
-    }
-
-    /// Is anything wanted that is not there? Then it is due less soon: it may be so for long.
-    pub fn lacks(&self) -> bool {
-        self.connections.values().any(Connection::lacks)
+    /// How long the next look at the connections can wait, if no event comes before. The last one took `took`; where
+    /// there are many connections, most of the time is left to others.
+    pub fn pause(&self, now: Time, took: Duration) -> Duration {
+        let any = |is: &dyn Fn(&Connection) -> bool| self.connections.values().any(is);
+        if any(&|connection| connection.is_in_doubt(now, &self.config)) {
+            DOUBTFUL.max(took)
+        } else if any(&Connection::is_busy) {
+            BUSY.max(took * 4)
+        } else if any(&Connection::lacks) {
+            LACKING
+        } else {
+            IDLE
+        }
     }
 
     /// The connections that are known.
@@ -333,5 +339,13 @@ impl Policy {
     }
 }
 
+/// Between two looks while nothing moves.
+const IDLE: Duration = Duration::from_secs(1);
+/// The same while something may go wrong, or right, that no event tells of.
+const BUSY: Duration = Duration::from_millis(20);
+/// The same while something is wanted that is not there; attempts are half a second apart and more.
+const LACKING: Duration = Duration::from_millis(200);
+/// The same while it is about to show that a path is dead. What is sent meanwhile, the kernel will send twice.
+const DOUBTFUL: Duration = Duration::from_millis(5);
 /// How long an announcement waits for its connection.
 const EARLY: Duration = Duration::from_secs(10);

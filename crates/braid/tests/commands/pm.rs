@@ -323,6 +323,30 @@ fn a_reload_changes_what_there_is_and_a_wrong_file_changes_nothing() {
 }
 
 #[test]
+fn send_buffers_are_bounded_as_long_as_the_file_says_so() {
+    let client = Host::new(Net::new());
+    let sizes = || -> Vec<u32> {
+        let sizes = sysctl::get(&client.net.0, "net.ipv4.tcp_wmem").unwrap();
+        sizes.split_whitespace().map(|size| size.parse().unwrap()).collect()
+    };
+    let before = sizes();
+    let file = client.file("send_buffer = 262144");
+    let mut daemon = client.pm(&format!("--config {file}"));
+    assert_eq!(sizes(), [before[0], before[1], 262144]);
+    client.file("send_buffer = 524288");
+    client.ask("reload");
+    assert_eq!(sizes(), [before[0], before[1], 524288]);
+    client.file("");
+    client.ask("reload");
+    assert_eq!(sizes(), before);
+    client.file("send_buffer = 65536");
+    client.ask("reload");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    assert_eq!(sizes(), before);
+}
+
+#[test]
 fn a_second_daemon_is_refused_and_without_one_nobody_answers() {
     let client = Host::new(Net::new());
     let line = format!("braid pm --run {}", client.run.path().display());

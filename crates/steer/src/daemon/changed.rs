@@ -46,6 +46,14 @@ impl Changed {
         Ok(sysctl::set(&self.netns, key, value)?)
     }
 
+    /// Gives a sysctl the value back that it had before [`Changed::sysctl`], if that has set it.
+    pub fn sysctl_back(&mut self, key: &str) -> Result<()> {
+        let Some(old) = self.old.sysctls.get(key) else { return Ok(()) };
+        sysctl::set(&self.netns, key, old)?;
+        self.old.sysctls.remove(key);
+        self.write()
+    }
+
     /// Sets the limits of the in-kernel path manager.
     pub async fn limits(&mut self, client: &Client, limits: Limits) -> Result<()> {
         let now = client.limits().await?;

@@ -107,6 +107,7 @@ fn subflow(subflow: &diag::Subflow) -> Subflow {
         backup: subflow.flags.contains(SubflowFlags::BACKUP_LOCAL),
         rtt: std::time::Duration::from_micros(subflow.tcp.rtt_us.into()),
         acked: subflow.tcp.bytes_acked,
+        last_ack: std::time::Duration::from_millis(subflow.tcp.last_ack_recv_ms.into()),
         received: subflow.tcp.bytes_received,
         in_flight: subflow.tcp.unacked,
         timeouts: subflow.tcp.timeouts,

@@ -26,6 +26,10 @@ pub struct Config {
     /// timeout, is held for dead; its round-trip time, where that is longer.
     #[serde(deserialize_with = "configfile::field::time_above_zero")]
     pub dead_after: Duration,
+    /// Most bytes that the send buffer of a TCP socket in the namespace, a subflow's too, grows to, from 16384 on
+    /// (`net.ipv4.tcp_wmem`). What is sent again for a dead subflow waits behind what others have in theirs.
+    #[serde(deserialize_with = "at_least_16384")]
+    pub send_buffer: Option<u32>,
     /// Serve Prometheus metrics on this address.
     pub metrics: Option<SocketAddr>,
 }
@@ -38,6 +42,7 @@ impl Default for Config {
             rule: Vec::new(),
             interface: Vec::new(),
             dead_after: Duration::from_millis(200),
+            send_buffer: None,
             metrics: None,
         }
     }
@@ -230,6 +235,13 @@ fn network<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<IpN
     let text = String::deserialize(from)?;
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is no address and no subnet")))
+}
+
+/// What the kernel begins with.
+fn at_least_16384<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<u32>, D::Error> {
+    let number = i64::deserialize(from)?;
+    let fits = u32::try_from(number).ok().filter(|number| *number >= 16384);
+    fits.map(Some).ok_or_else(|| serde::de::Error::custom(format!("{number} is not 16384 or more")))
 }
 
 fn one_to_eight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u8, D::Error> {

@@ -164,6 +164,16 @@ impl Connection {
         self.paths.get(&(local, remote)).map_or(0, |path| path.failures)
     }
 
+    /// Will it show soon whether a subflow is dead, where another can take over?
+    pub(super) fn is_in_doubt(&self, now: Time, config: &Config) -> bool {
+        let doubtful = |s: &Subflow| {
+            let patience = patience(s, config.dead_after);
+            let silence = self.health_of(s).map_or(Duration::ZERO, |health| health.silence(now));
+            s.in_flight > 0 && (patience / 2..patience * 2).contains(&silence)
+        };
+        self.seen.subflows.len() > 1 && self.seen.subflows.iter().any(doubtful)
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         let moves = |s: &Subflow| {
             s.in_flight > 0

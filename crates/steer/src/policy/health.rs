@@ -56,15 +56,22 @@ impl Health {
             self.progressed = Some(now);
         }
         self.shortest = self.shortest.min(subflow.rtt);
-        if subflow.acked != self.acked || subflow.in_flight == 0 {
+        if subflow.in_flight == 0 {
             self.moved = now;
-            self.acked = subflow.acked;
+        } else if subflow.acked != self.acked {
+            self.moved = now.saturating_sub(subflow.last_ack).max(self.moved);
         }
+        self.acked = subflow.acked;
         if self.hears {
             self.heard = Some(now);
             self.received = subflow.received;
             self.doubt = (now, 0);
         }
+    }
+
+    /// For how long nothing has been acknowledged of the data that are under way.
+    pub(super) fn silence(&self, now: Time) -> Duration {
+        now.saturating_sub(self.moved)
     }
 
     /// Is data under way of which nothing is acknowledged any more? `others` says when another subflow of the connection
@@ -79,7 +86,7 @@ impl Health {
         if subflow.in_flight == 0 {
             return false;
         }
-        let silence = now.saturating_sub(self.moved);
+        let silence = self.silence(now);
         let timed_out = subflow.timeouts > 0;
         // It is not the peer, nor this host, that pauses.
         let alone = others.is_some_and(|others| others >= self.moved + dead_after / 2);

@@ -105,6 +105,7 @@ impl Host {
             backup,
             rtt: ms(20) * u32::from(from),
             acked: 0,
+            last_ack: Duration::ZERO,
             received: 0,
             in_flight: 0,
             timeouts: 0,
@@ -355,6 +356,38 @@ fn one_path_is_primary_and_the_next_takes_over_until_it_is_back() {
 }
 
 #[test]
+fn silence_begins_with_the_last_acknowledgement_however_late_it_is_looked_at() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(ms(500));
+    host.subflows[0].last_ack = ms(90);
+    host.pass(ms(100));
+    host.dead.insert(1);
+    host.pass_by(ms(100), ms(20));
+    assert_eq!(host.shape(), [(1, 1, false), (2, 1, false)]);
+    host.pass_by(ms(20), ms(20));
+    assert_eq!(host.shape(), [(2, 1, false)]);
+}
+
+#[test]
+fn looks_are_close_together_while_a_path_is_in_doubt_and_rare_when_nothing_moves() {
+    let mut host = Host::new(config(Kind::Aggregate), &[1, 2]);
+    host.pass(ms(500));
+    assert_eq!(host.policy.pause(host.now, ms(6)), ms(24));
+    host.dead.insert(1);
+    host.pass_by(ms(120), ms(20));
+    assert_eq!(host.policy.pause(host.now, ms(1)), DOUBTFUL);
+    // Where all have been silent for long, nothing is decided any more.
+    host.dead.insert(2);
+    host.pass(ms(1000));
+    assert_eq!(host.policy.pause(host.now, ms(1)), BUSY);
+    host.dead.clear();
+    host.pass(ms(5000));
+    host.subflows.iter_mut().for_each(|s| s.in_flight = 0);
+    host.look();
+    assert_eq!(host.policy.pause(host.now, ms(1)), IDLE);
+}
+
+#[test]
 fn the_quicker_path_becomes_primary_where_it_is_measured() {
     let mut rule = config(Kind::PrimaryBackup);
     rule.default.measured = true;
@@ -591,7 +624,7 @@ fn a_refused_attempt_is_repeated_ever_more_rarely_until_the_address_comes_anew()
     host.subflows.iter_mut().for_each(|s| s.in_flight = 0);
     host.look();
     host.look();
-    assert!(!host.policy.is_busy() && host.policy.lacks());
+    assert_eq!(host.policy.pause(host.now, ms(1)), LACKING);
     host.refuses = false;
     host.addresses = vec![1];
     host.tell_addresses();
@@ -692,6 +725,7 @@ fn a_wrong_file_is_refused_with_line_and_key() {
         ("[[rule]]\n[[rule]]\nports = 9", "pm.toml:3: rule[1].ports: 9 is not 1 to 8"),
         ("[default]\nmax_subflows = 0", "pm.toml:2: default.max_subflows: 0 is not 1 to 8"),
         ("\ndead_after = \"soon\"", "pm.toml:2: dead_after: \"soon\" is not a time"),
+        ("send_buffer = 100", "pm.toml:1: send_buffer: 100 is not 16384 or more"),
         ("[default]\nmatch = { port = 1 }", "pm.toml: default.match: "),
         (
             "[[rule]]\nmatch = { peer = \"192.0.2.0/33\" }",
@@ -774,22 +808,21 @@ fn a_token_may_be_given_to_another_connection() {
 fn looks_are_due_while_something_can_change_without_an_event() {
     let mut host = Host::new(config(Kind::Aggregate), &[1]);
     host.look();
-    assert!(!host.policy.is_busy());
+    assert_eq!(host.policy.pause(host.now, ms(1)), IDLE);
     type Change = fn(&mut Subflow);
-    let changes: [(Change, bool); 6] = [
-        (|s| s.in_flight = 1, true),
-        (|s| s.in_flight = 0, false),
-        (|s| s.received += 1, true),
-        (|_| (), false),
-        (|s| s.state = State::Opening, true),
-        (|s| s.state = State::Open, false),
+    let changes: [(Change, Duration); 6] = [
+        (|s| s.in_flight = 1, BUSY),
+        (|s| s.in_flight = 0, IDLE),
+        (|s| s.received += 1, BUSY),
+        (|_| (), IDLE),
+        (|s| s.state = State::Opening, BUSY),
+        (|s| s.state = State::Open, IDLE),
     ];
-    for (change, busy) in changes {
+    for (change, pause) in changes {
         change(&mut host.subflows[0]);
         host.look();
-        assert_eq!(host.policy.is_busy(), busy, "{:#?}", host.subflows);
+        assert_eq!(host.policy.pause(host.now, ms(1)), pause, "{:#?}", host.subflows);
     }
-    assert!(!host.policy.lacks());
 }
 
 #[test]
