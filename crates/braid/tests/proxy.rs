@@ -90,7 +90,7 @@ fn bad_input_gets_one_clear_line_and_exit_code_2() {
                 "--listen tcp://:1 --to tcp://a:1 --allow 10/8".into(),
                 "invalid value '10/8' for '--allow <CIDR>': 10/8 is neither".into(),
             ),
-            ("--listen tcp://:1".into(), "command line: to is missing".into()),
+            ("--listen tcp://:1".into(), "--to URL is missing (or --transparent)".into()),
             (
                 "--listen tcp://:1 --to tcp://nowhere.invalid:1".into(),
                 "service tcp://[::]:1: resolve nowhere.invalid: failed to lookup address".into(),
