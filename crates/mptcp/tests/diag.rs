@@ -50,6 +50,7 @@ fn without_clocks(mut connections: Vec<diag::Connection>) -> Vec<diag::Connectio
         connection.info.last_data_sent = 0;
         connection.info.last_data_recv = 0;
         connection.info.last_ack_recv = 0;
+        connection.subflows.iter_mut().for_each(|subflow| subflow.tcp.last_ack_recv_ms = 0);
     }
     connections
 }
