@@ -400,3 +400,19 @@ fn notify(state: &[NotifyState<'_>]) {
         tracing::warn!(%error, "service manager not notified");
     }
 }
+
+/// Two nodes of which one has the userspace path manager.
+#[cfg(test)]
+async fn one_link() -> lab::Lab {
+    const NETWORK: &str = r#"
+        title = "one link"
+        [nodes.here]
+        sysctls = { "net.mptcp.pm_type" = 1 }
+        [nodes.there]
+        [links.wire]
+        a = { node = "here", dev = "eth0", addresses = ["10.0.1.1/24", "fd00::1/64"] }
+        b = { node = "there", dev = "eth0", addresses = ["10.0.1.2/24", "fd00::2/64"] }
+    "#;
+    let scenario = lab::Scenario::parse("net", "net.toml", NETWORK, None).unwrap();
+    lab::Lab::build(&scenario).await.unwrap()
+}

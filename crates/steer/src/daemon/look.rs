@@ -119,26 +119,12 @@ mod tests {
     use std::net::SocketAddr;
     use std::time::{Duration, Instant};
 
-    use lab::{Lab, Scenario};
     use mptcp::socket::{self, Options};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
-
-    const NETWORK: &str = r#"
-        title = "one link"
-        [nodes.here]
-        sysctls = { "net.mptcp.pm_type" = 1 }
-        [nodes.there]
-        [links.wire]
-        a = { node = "here", dev = "eth0", addresses = ["10.0.1.1/24"] }
-        b = { node = "there", dev = "eth0", addresses = ["10.0.1.2/24"] }
-    "#;
-
-    async fn network() -> Lab {
-        Lab::build(&Scenario::parse("net", "net.toml", NETWORK, None).unwrap()).await.unwrap()
-    }
+    use crate::daemon::one_link;
 
     fn at(netns: &Netns) -> Options {
         Options { netns: Some(netns.clone()), ..Options::default() }
@@ -183,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_of_the_userspace_path_manager_are_seen_from_both_ends_as_they_are() {
-        let lab = network().await;
+        let lab = one_link().await;
         let (here, there) = (lab.netns("here"), lab.netns("there"));
         let (out, _out) = connect(here, there, "10.0.1.2:0").await;
         let (_in, inward) = connect(there, here, "10.0.1.1:0").await;
@@ -219,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn whose_a_connection_is_is_known_once_a_program_has_it() {
-        let lab = network().await;
+        let lab = one_link().await;
         let (here, there) = (lab.netns("here"), lab.netns("there"));
         let listener = socket::listen("10.0.1.1:80".parse().unwrap(), &at(here)).unwrap();
         let mut client = socket::connect("10.0.1.1:80".parse().unwrap(), &at(there)).await.unwrap();

@@ -86,24 +86,14 @@ impl Scout {
 
 #[cfg(test)]
 mod tests {
-    use lab::{Lab, Scenario};
     use mptcp::pm::{Events, Notice};
 
     use super::*;
-
-    const NETWORK: &str = r#"
-        title = "one link"
-        [nodes.here]
-        sysctls = { "net.mptcp.pm_type" = 1 }
-        [nodes.there]
-        [links.wire]
-        a = { node = "here", dev = "eth0", addresses = ["10.0.1.1/24", "fd00::1/64"] }
-        b = { node = "there", dev = "eth0", addresses = ["10.0.1.2/24", "fd00::2/64"] }
-    "#;
+    use crate::daemon::one_link;
 
     #[tokio::test]
     async fn a_path_answers_when_it_works_and_no_program_sees_the_question() {
-        let lab = Lab::build(&Scenario::parse("net", "net.toml", NETWORK, None).unwrap()).await.unwrap();
+        let lab = one_link().await;
         let here = lab.netns("here");
         let client = Client::connect(here).await.unwrap();
         let mut events = Events::subscribe(here).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeBounds;
 use std::path::Path;
 use std::time::Duration;
 
@@ -237,15 +238,22 @@ fn network<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<IpN
     network.map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is no address and no subnet")))
 }
 
-/// What the kernel begins with.
+/// The kernel begins with so much.
 fn at_least_16384<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<u32>, D::Error> {
-    let number = i64::deserialize(from)?;
-    let fits = u32::try_from(number).ok().filter(|number| *number >= 16384);
-    fits.map(Some).ok_or_else(|| serde::de::Error::custom(format!("{number} is not 16384 or more")))
+    number(from, 16384.., "16384 or more").map(Some)
 }
 
 fn one_to_eight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u8, D::Error> {
+    number(from, 1..=8, "1 to 8")
+}
+
+/// A number in `range`, which is `words` to people.
+fn number<'de, D: Deserializer<'de>, T: TryFrom<i64> + PartialOrd>(
+    from: D,
+    range: impl RangeBounds<T>,
+    words: &str,
+) -> std::result::Result<T, D::Error> {
     let number = i64::deserialize(from)?;
-    let fits = u8::try_from(number).ok().filter(|number| (1..=8).contains(number));
-    fits.ok_or_else(|| serde::de::Error::custom(format!("{number} is not 1 to 8")))
+    let fits = T::try_from(number).ok().filter(|number| range.contains(number));
+    fits.ok_or_else(|| serde::de::Error::custom(format!("{number} is not {words}")))
 }
