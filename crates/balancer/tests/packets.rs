@@ -151,6 +151,16 @@ impl Bench {
         self.0.tables.flows.insert(tuple, flow, 0).unwrap();
     }
 
+    /// A client's flow is at backend 1, and an attacker, who has a connection of its own at backend 2, has this SYN to
+    /// move it there.
+    fn flow_and_forged_syn(&mut self) -> Vec<u8> {
+        self.ring(&[1]);
+        self.connection(CLIENT, VIP, Key(1));
+        self.ring(&[2]);
+        assert_eq!(self.connection("10.81.9.9:1", VIP, Key(2)), 2);
+        tcp(CLIENT, VIP, SYN, &[join(Key(2).token())])
+    }
+
     /// Opens an MPTCP connection whose server has `key`; returns its backend.
     fn connection(&mut self, from: &str, to: &str, key: Key) -> u32 {
         let backend = self.goes_to(&tcp(from, to, SYN, &[capable(CapableKeys::None)]));
@@ -490,29 +500,21 @@ fn the_verifier_goes_through_a_tenth_of_what_it_allows_at_most() {
 #[test]
 fn a_syn_with_a_forged_source_does_not_move_a_flow() {
     both(|mut bench| {
-        bench.ring(&[1]);
-        bench.connection(CLIENT, VIP, Key(1));
-        bench.ring(&[2]);
-        // The attacker has a connection of its own on the other backend.
-        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
+        let syn = bench.flow_and_forged_syn();
         for options in [vec![], vec![capable(CapableKeys::None)], vec![join(Key(2).token())]] {
             assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &options)), 1);
             assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, ACK, &[])), 1);
         }
         // After a RST the port may be another connection's.
         bench.goes_to(&tcp(CLIENT, VIP, RST, &[]));
-        assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, SYN, &[join(Key(2).token())])), 2);
+        assert_eq!(bench.goes_to(&syn), 2);
     });
 }
 
 #[test]
 fn a_reset_or_fin_whose_sequence_number_is_far_off_frees_no_flow() {
     both(|mut bench| {
-        bench.ring(&[1]);
-        bench.connection(CLIENT, VIP, Key(1));
-        bench.ring(&[2]);
-        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
-        let syn = tcp(CLIENT, VIP, SYN, &[join(Key(2).token())]);
+        let syn = bench.flow_and_forged_syn();
         for far in [(1 << 20) + 1, 1 << 31, u32::MAX - (1 << 20)] {
             for flags in [RST, RST | ACK, FIN | ACK] {
                 // Also after other packets with such a number.
@@ -535,11 +537,7 @@ fn a_reset_or_fin_whose_sequence_number_is_far_off_frees_no_flow() {
 #[test]
 fn a_flow_that_the_client_has_finished_is_free_when_nothing_comes_any_more() {
     both(|mut bench| {
-        bench.ring(&[1]);
-        bench.connection(CLIENT, VIP, Key(1));
-        bench.ring(&[2]);
-        assert_eq!(bench.connection("10.81.9.9:1", VIP, Key(2)), 2);
-        let syn = tcp(CLIENT, VIP, SYN, &[join(Key(2).token())]);
+        let syn = bench.flow_and_forged_syn();
         assert_eq!(bench.goes_to(&tcp(CLIENT, VIP, FIN | ACK, &[])), 1);
         // The server may still have much to send, and gets acknowledgements.
         assert_eq!(bench.goes_to(&syn), 1);
